@@ -1,0 +1,341 @@
+"""Attention side by side: graft's kernel inside ONNX Runtime, ONNX Runtime's own operators, torch.
+
+Every graph takes q, k, v as [b s h*d], as projections leave them, and returns that layout, so that each candidate pays for
+the reshapes that it needs. `graft, heads first` is the operator alone on [b h s d]. Times are medians of rounds in which
+all candidates run one after the other in one process; peak memory is measured in a process of its own per candidate, arena
+off, output included; errors are against fp64 on sampled rows. Run `python benchmarks/attention.py --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from runtime_ops import kernels
+
+MICROSOFT = "com.microsoft"
+Feeds = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One size: batch 1, t keys and queries, the last `padding` share of the keys hidden in masked candidates."""
+
+    t: int
+    h: int
+    d: int
+    top_k: int
+    padding: float
+
+    def feeds(self) -> Feeds:
+        """q, k, v [1 t h*d], standard normal."""
+        random = np.random.default_rng(0)
+        return {name: random.standard_normal((1, self.t, self.h * self.d), np.float32) for name in "qkv"}
+
+    @property
+    def live(self) -> int:
+        """Keys that the padding mask leaves visible."""
+        return self.t - int(self.t * self.padding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A graph (or a torch function) and what it computes."""
+
+    name: str
+    kind: str  # exact, masked, causal or topk: candidates of one kind compute the same thing
+    baseline: bool = False  # the one that the others of its kind are compared with
+    build: Callable[[Problem], onnx.ModelProto] | None = None
+
+
+class Graph:
+    """Collects nodes; methods return the name of what they add."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.p = problem
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(self, op: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
+        names = [f"{op}{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **attributes))
+        return names[0]
+
+    def const(self, value: Any, dtype: Any) -> str:
+        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), f"c{len(self.weights)}"))
+        return self.weights[-1].name
+
+    def split(self, name: str) -> str:
+        """[1 t h*d] as [1 h t d]."""
+        shape = self.const([1, -1, self.p.h, self.p.d], np.int64)
+        return self.add("Transpose", self.add("Reshape", name, shape), perm=[0, 2, 1, 3])
+
+    def merge(self, name: str) -> str:
+        shape = self.const([1, -1, self.p.h * self.p.d], np.int64)
+        return self.add("Reshape", self.add("Transpose", name, perm=[0, 2, 1, 3]), shape)
+
+    def key_bias(self) -> str:
+        """The usual padding mask of exporters: [1 1 1 t], a huge negative number where hidden."""
+        bias = np.zeros((1, 1, 1, self.p.t), np.float32)
+        bias[..., self.p.live :] = np.finfo(np.float32).min
+        return self.const(bias, np.float32)
+
+    def model(self, out: str, heads_first: bool = False) -> onnx.ModelProto:
+        p = self.p
+        shape = [1, p.h, p.t, p.d] if heads_first else [1, p.t, p.h * p.d]
+        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "qkv"]
+        self.nodes.append(helper.make_node("Identity", [out], ["out"]))
+        output = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "attention", inputs, [output], self.weights)
+        domains = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid("ai.graft", 1)]
+        return helper.make_model(graph, opset_imports=domains, ir_version=11)
+
+
+def graft(p: Problem, *, bias: bool = False, mask: bool = False, heads_first: bool = False, **attributes: Any) -> onnx.ModelProto:
+    g = Graph(p)
+    q, k, v = "qkv" if heads_first else tuple(map(g.split, "qkv"))
+    inputs = [q, k, v, g.key_bias() if bias else ""]
+    if mask:
+        inputs.append(g.const([[j < p.live for j in range(p.t)]], np.bool_))
+    out = g.add("TopKAttention", *inputs, domain="ai.graft", **attributes)
+    return g.model(out if heads_first else g.merge(out), heads_first)
+
+
+def multi_head(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.ModelProto:
+    g = Graph(p)
+    inputs = ["q", "k", "v", "", g.const([[j < p.live for j in range(p.t)]], np.int32)] if masked else ["q", "k", "v"]
+    return g.model(g.add("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=p.h, unidirectional=causal))
+
+
+def attention23(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.ModelProto:
+    g = Graph(p)
+    inputs = ["q", "k", "v", g.key_bias()] if masked else ["q", "k", "v"]
+    return g.model(g.add("Attention", *inputs, q_num_heads=p.h, kv_num_heads=p.h, is_causal=causal))
+
+
+def group_query(p: Problem) -> onnx.ModelProto:
+    g = Graph(p)
+    lengths = [g.const([p.t - 1], np.int32), g.const(p.t, np.int32)]
+    heads = {"num_heads": p.h, "kv_num_heads": p.h}
+    return g.model(g.add("GroupQueryAttention", "q", "k", "v", "", "", *lengths, domain=MICROSOFT, outputs=3, **heads))
+
+
+def unfused(p: Problem, *, masked: bool = False, top_k: int = 0) -> onnx.ModelProto:
+    g = Graph(p)
+    q, k, v = map(g.split, "qkv")
+    scores = g.add("MatMul", q, g.add("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = g.add("Mul", scores, g.const(p.d**-0.5, np.float32))
+    if masked:
+        scores = g.add("Add", scores, g.key_bias())
+    if top_k:
+        best = g.add("TopK", scores, g.const([top_k], np.int64), outputs=2, axis=-1, sorted=0)
+        least = g.add("ReduceMin", best, g.const([-1], np.int64), keepdims=1)
+        scores = g.add("Where", g.add("Less", scores, least), g.const(-np.inf, np.float32), scores)
+    return g.model(g.merge(g.add("MatMul", g.add("Softmax", scores, axis=-1), v)))
+
+
+CANDIDATES = (
+    Candidate(name="ort MultiHeadAttention", kind="exact", baseline=True, build=multi_head),
+    Candidate(name="ort Attention-23", kind="exact", build=attention23),
+    Candidate(name="ort unfused", kind="exact", build=unfused),
+    Candidate(name="torch sdpa", kind="exact"),
+    Candidate(name="graft", kind="exact", build=graft),
+    Candidate(name="graft, heads first", kind="exact", build=lambda p: graft(p, heads_first=True)),
+    Candidate(name="ort MultiHeadAttention + mask", kind="masked", baseline=True, build=lambda p: multi_head(p, masked=True)),
+    Candidate(name="ort Attention-23 + mask", kind="masked", build=lambda p: attention23(p, masked=True)),
+    Candidate(name="ort unfused + mask", kind="masked", build=lambda p: unfused(p, masked=True)),
+    Candidate(name="torch sdpa + mask", kind="masked"),
+    Candidate(name="graft + bias", kind="masked", build=lambda p: graft(p, bias=True)),
+    Candidate(name="graft + key_mask", kind="masked", build=lambda p: graft(p, mask=True)),
+    Candidate(name="ort GroupQueryAttention", kind="causal", baseline=True, build=group_query),
+    Candidate(name="ort MultiHeadAttention causal", kind="causal", build=lambda p: multi_head(p, causal=1)),
+    Candidate(name="ort Attention-23 causal", kind="causal", build=lambda p: attention23(p, causal=1)),
+    Candidate(name="torch sdpa causal", kind="causal"),
+    Candidate(name="graft causal", kind="causal", build=lambda p: graft(p, causal=1)),
+    # Nothing in ONNX Runtime computes top-k attention but the unfused graph; the question is what exact attention costs.
+    Candidate(name="ort unfused top-k", kind="topk", build=lambda p: unfused(p, top_k=p.top_k)),
+    Candidate(name="graft top-k", kind="topk", build=lambda p: graft(p, k=p.top_k)),
+    Candidate(name="graft top-k, heads first", kind="topk", build=lambda p: graft(p, k=p.top_k, heads_first=True)),
+)
+
+
+def heads(x: np.ndarray[Any, Any], p: Problem) -> np.ndarray[Any, Any]:
+    """[1 t h*d] as [1 h t d]."""
+    return np.ascontiguousarray(x.reshape(1, p.t, p.h, p.d).transpose(0, 2, 1, 3))
+
+
+def torch_runner(c: Candidate, p: Problem, threads: int) -> Callable[[], np.ndarray[Any, Any]]:
+    import torch
+
+    torch.set_num_threads(threads)
+    q, k, v = (torch.from_numpy(x).view(1, p.t, p.h, p.d).transpose(1, 2) for x in p.feeds().values())
+    mask = None
+    if c.kind == "masked":
+        mask = (torch.arange(p.t) < p.live).view(1, 1, 1, p.t)
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def run() -> np.ndarray[Any, Any]:
+        with torch.inference_mode():
+            out = attend(q, k, v, attn_mask=mask, is_causal=c.kind == "causal")
+            return out.transpose(1, 2).reshape(1, p.t, p.h * p.d).numpy()
+
+    return run
+
+
+def runner(c: Candidate, p: Problem, threads: int, arena: bool) -> Callable[[], np.ndarray[Any, Any]]:
+    """A function that computes the candidate once; building it is not measured."""
+    if c.build is None:
+        return torch_runner(c, p, threads)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = arena
+    kernels.register(options)
+    session = onnxruntime.InferenceSession(c.build(p).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = p.feeds()
+    if "heads first" in c.name:
+        feeds = {name: heads(x, p) for name, x in feeds.items()}
+    return lambda: session.run(["out"], feeds)[0]  # type: ignore[no-any-return]
+
+
+def golden_rows(c: Candidate, p: Problem, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """fp64 outputs [h rows d] of the sampled query rows."""
+    q, k, v = (heads(x, p)[0].astype(np.float64) for x in p.feeds().values())
+    scores = np.einsum("hsd,htd->hst", q[:, rows], k) * p.d**-0.5
+    keys = np.arange(p.t)
+    if c.kind == "masked":
+        scores[..., keys >= p.live] = -np.inf
+    if c.kind == "causal":
+        scores[:, keys[None] > rows[:, None]] = -np.inf
+    if c.kind == "topk":
+        scores[scores < np.partition(scores, -p.top_k, -1)[..., -p.top_k, None]] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    result: np.ndarray[Any, Any] = np.einsum("hst,htd->hsd", weights / weights.sum(-1, keepdims=True), v)
+    return result
+
+
+def error_of(c: Candidate, p: Problem, out: np.ndarray[Any, Any]) -> float:
+    """Largest absolute error on 16 rows of every head."""
+    rows = np.linspace(0, p.t - 1, 16).astype(int)
+    got = (out if "heads first" in c.name else heads(out, p))[0][:, rows]
+    return float(np.abs(got - golden_rows(c, p, rows)).max())
+
+
+def resident(key: str) -> float:
+    """A memory figure of this process in MiB: VmRSS now, VmHWM at its highest since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def peak_of(c: Candidate, p: Problem, threads: int) -> float:
+    """MiB that one run needs beyond what was resident before it, its output included."""
+    run = runner(c, p, threads, arena=False)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    out = run()
+    return resident("VmHWM") - before + 0 * out.size
+
+
+def peak_in_process(c: Candidate, args: argparse.Namespace, p: Problem) -> float:
+    command = [sys.executable, __file__, "--peak", c.name, "--t", str(p.t), "--threads", str(args.threads)]
+    command += ["--h", str(p.h), "--d", str(p.d), "--top-k", str(p.top_k), "--padding", str(p.padding)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure(candidates: list[Candidate], args: argparse.Namespace, p: Problem) -> list[dict[str, Any]]:
+    runs = {c.name: runner(c, p, args.threads, arena=True) for c in candidates}
+    errors = {c.name: error_of(c, p, runs[c.name]()) for c in candidates}
+    times: dict[str, list[float]] = {c.name: [] for c in candidates}
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            time.sleep(0.02)  # the pool of the candidate before stops spinning
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    rows = []
+    for c in candidates:
+        row = {"name": c.name, "kind": c.kind, "t": p.t, "ms": statistics.median(times[c.name]) * 1e3}
+        row |= {"best_ms": min(times[c.name]) * 1e3, "error": errors[c.name]}
+        row["peak_mib"] = None if args.no_memory else peak_in_process(c, args, p)
+        rows.append(row)
+    return rows
+
+
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+    """`ratio`: time over the baseline of the row's kind; for top-k over exact MultiHeadAttention. Below 1 is faster."""
+    base = {row["kind"]: row["ms"] for row in rows if any(c.baseline and c.name == row["name"] for c in CANDIDATES)}
+    for row in rows:
+        against = base.get("exact" if row["kind"] == "topk" else row["kind"])
+        row["ratio"] = None if against is None else row["ms"] / against
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(f"{'candidate':32}{'kind':8}{'t':>7}{'ms':>10}{'best':>10}{'ratio':>8}{'peak MiB':>10}{'error':>10}")
+    for row in rows:
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        numbers = f"{row['ms']:>10.1f}{row['best_ms']:>10.1f}{ratio:>8}{peak:>10}{row['error']:>10.1e}"
+        print(f"{row['name']:32}{row['kind']:8}{row['t']:>7}{numbers}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--t", type=int, nargs="+", default=[2048, 4096], help="lengths")
+    parser.add_argument("--h", type=int, default=12, help="heads")
+    parser.add_argument("--d", type=int, default=64, help="head width")
+    parser.add_argument("--top-k", type=int, default=64)
+    parser.add_argument("--padding", type=float, default=0.25, help="share of the keys that masked candidates hide")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="names must contain one of these, separated by commas")
+    parser.add_argument("--kind", default="", help="exact, masked, causal or topk, separated by commas")
+    parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def chosen(args: argparse.Namespace) -> list[Candidate]:
+    parts, kinds = args.only.split(","), [kind for kind in args.kind.split(",") if kind]
+    have_torch = find_spec("torch") is not None
+    wanted = [c for c in CANDIDATES if any(part in c.name for part in parts) and (not kinds or c.kind in kinds)]
+    return [c for c in wanted if c.build is not None or have_torch]
+
+
+def main() -> None:
+    args = parse()
+    problems = [Problem(t=t, h=args.h, d=args.d, top_k=args.top_k, padding=args.padding) for t in args.t]
+    if args.peak:
+        print(peak_of(next(c for c in CANDIDATES if c.name == args.peak), problems[0], args.threads))
+        return
+    rows = []
+    for p in problems:
+        measured = measure(chosen(args), args, p)
+        add_ratios(measured)
+        rows += measured
+    show(rows)
+    if args.json:
+        machine = {"machine": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
+        settings = {key: value for key, value in vars(args).items() if key not in ("json", "peak")}
+        args.json.write_text(json.dumps({**machine, "settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""Patterns: what graft looks for (readers) and what it puts there (rules).
+
+The command finds this module through the entry-point group ``graft.patterns``; another package can add its own.
+"""
+
+from patterns import attention
+from patterns.rules import exact_attention, topk_attention
+
+READERS = (attention.read,)
+RULES = (exact_attention.RULE, topk_attention.RULE)

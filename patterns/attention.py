@@ -1,0 +1,246 @@
+"""Reads attention: anchored on a softmax, outwards to the product with the values, inwards to queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from patterns import mask
+from patterns.scores import Frame, Scores, cut, peel, place, same_axis
+from patterns.site import AttentionSite, Decline, Operand, Unreadable
+from rewriter import layout
+from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.report import Step
+from runtime_ops import interpret
+from runtime_ops.dims import Dim
+from runtime_ops.words import Expr
+
+
+def read(graphs: OnnxGraphs) -> Iterator[AttentionSite | Decline]:
+    """Yield a site or a decline for every softmax of a model."""
+    for node, softmax in graphs.anchors("softmax"):
+        name = node.name or place(softmax)
+        try:
+            yield _read_one(graphs, name, softmax)
+        except Unreadable as stop:
+            yield Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at))
+
+
+def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr) -> AttentionSite:
+    axes, frame = _frame(softmax)
+    product = _values(graphs, softmax, axes, frame)
+    scores = peel(softmax.args[0], axes, frame)
+    q = _operand(scores.q, (frame.b, frame.h, frame.s))
+    k, v, kv = _keys_and_values(scores.k, product.v, frame)
+    heads, kv_heads = _size(frame.h), _size(kv)
+    _check_heads(softmax, heads, kv_heads, q, frame)
+    scale = scores.scale * q.factor * k.factor
+    cap = scores.cap
+    return AttentionSite(
+        anchor=name,
+        q=q.operand,
+        k=k.operand,
+        v=v.operand,
+        # tanh is taken of scale · q·kᵀ; the op divides by the cap inside, so the cap goes into its scale
+        scale=float(scale if cap is None else scale * cap),
+        softcap=cap,
+        bias=scores.bias,
+        mask=mask.describe(scores.bias, frame),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=_last(scores.q),
+        value_width=_last(product.v),
+        out=Operand(value=product.out, axes=product.axes),
+        softmax=softmax,
+        leaks=tuple(product.leaks),
+        frame={"b": frame.b, "h": frame.h, "g": kv, "s": frame.s, "t": frame.t},
+        steps=(*product.steps, *scores.steps),
+    )
+
+
+def _frame(softmax: Expr) -> tuple[layout.Axes, Frame]:
+    """Return the layout of the scores: the softmax runs over t, the other of the last two axes is s."""
+    x = softmax.args[0]
+    if x.shape is None or len(x.shape) < 2:
+        raise Unreadable("the rank of the scores is unknown or below 2", softmax)
+    rank, axis = len(x.shape), softmax.attrs["axis"] % len(x.shape)
+    if axis < rank - 2:
+        raise Unreadable(f"the softmax runs over axis {axis} of {rank}, not over one of the last two", softmax)
+    names = ["b"] * (rank - 3) + ["h"] if rank > 3 else ["b"] * (rank - 2)
+    names += ["s", "t"] if axis == rank - 1 else ["t", "s"]
+    if names.count("b") > 1:
+        names = [f"b{i}" if n == "b" else n for i, n in enumerate(names)]
+    # s and t stay atoms even at length 1, so that both axes can be told apart
+    axes = tuple((layout.Atom(n, d),) if n in "st" else layout.atom(n, d) for n, d in zip(names, x.shape, strict=True))
+    by = {n: a for n, a in zip(names, axes, strict=True)}
+    batch = tuple(a for n, axis_ in by.items() if n[0] == "b" for a in axis_)
+    return axes, Frame(b=batch, h=by.get("h", ()), s=by["s"], t=by["t"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Values:
+    v: tuple[Expr, layout.Axes]
+    out: Expr
+    axes: layout.Axes
+    leaks: Sequence[str]
+    steps: Sequence[Step]
+
+
+def _values(graphs: OnnxGraphs, softmax: Expr, axes: layout.Axes, frame: Frame) -> _Values:
+    """Follow the probabilities forward to their product with the values."""
+    current, leaks, steps = softmax, [], []
+    while True:
+        if id(current) in graphs.outputs:
+            leaks.append(f"graph output {place(current)}")
+        users = graphs.readers(current)
+        guard = _nan_guard(graphs, current, users)
+        if guard is not None:
+            steps.append(Step(node=place(guard), met="where(isnan)", meaning="rows without a key give 0"))
+            current = guard
+            continue
+        onward = [u for u in users if _leads_on(u, current, axes, frame)]
+        leaks += [f"{place(u)} ({u.word})" for u in users if u not in onward[:1]]
+        if not onward:
+            raise Unreadable(_no_values(users), users[0] if users else current)
+        user = onward[0]
+        if user.word == "matmul":
+            return _product(user, current, axes, frame, leaks, steps)
+        steps.append(Step(node=place(user), met=user.word, meaning="followed"))
+        axes = layout.forward(user, axes) or axes
+        current = user
+
+
+def _no_values(users: Sequence[Expr]) -> str:
+    if not users:
+        return "the probabilities are not multiplied by values"
+    first = users[0]
+    met = first.attrs["op"] if first.word == "opaque" else first.word
+    return f"the probabilities go into {met} instead of a product with values"
+
+
+def _leads_on(user: Expr, current: Expr, axes: layout.Axes, frame: Frame) -> bool:
+    if user.word == "cast":
+        return interpret.is_float(user.attrs["to"])
+    if user.word == "matmul":
+        left = user.args[0] is current and user.args[1] is not current
+        return same_axis(axes[-1 if left else -2], frame.t) and (left or user.args[1] is current)
+    return layout.forward(user, axes) is not None
+
+
+def _nan_guard(graphs: OnnxGraphs, current: Expr, users: Sequence[Expr]) -> Expr | None:
+    """Return where(isnan(p), 0, p) if that is all that reads p."""
+    for user in users:
+        if user.word == "where" and user.args[2] is current and user.args[1].number() == 0.0:
+            test = user.args[0].args[0] if user.args[0].word == "not" else user.args[0]
+            if test.word == "eq" and test.args == (current, current):
+                return user if all(u in (user, test) for u in users) else None
+    return None
+
+
+def _product(
+    user: Expr, current: Expr, axes: layout.Axes, frame: Frame, leaks: Sequence[str], steps: Sequence[Step]
+) -> _Values:
+    left = user.args[0] is current
+    v = user.args[1 if left else 0]
+    if v.shape is None or len(v.shape) < 2 or user.shape is None:
+        raise Unreadable("the rank of the values is unknown or below 2", user)
+    e = (layout.Atom("e", v.shape[-1 if left else -2]),)
+    lead = layout.aligned(v, (*axes[:-2], (), ())) or ()
+    lead = tuple(() if d == 1 else axis for axis, d in zip(lead[:-2], v.shape[:-2], strict=True))
+    out = (*axes[:-2], frame.s, e) if left else (*axes[:-2], e, frame.s)
+    if len(user.shape) != len(out):
+        raise Unreadable("the values have more axes than the probabilities", user)
+    steps = [*steps, Step(node=place(user), met="matmul", meaning=f"p·v, value width {v.shape[-1]}")]
+    return _Values(v=(v, (*lead, frame.t, e) if left else (*lead, e, frame.t)), out=user, axes=out, leaks=leaks, steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """A tensor that an operand can be read from, and what that costs."""
+
+    operand: Operand
+    factor: float
+    lead: layout.Axis  # atoms of the head axis that are really there
+    cost: tuple[float, ...]
+
+
+def _choices(found: tuple[Expr, layout.Axes], frame_axes: layout.Axes) -> list[_Choice]:
+    """Return every tensor along a chain of views that can be arranged to an operand, outermost first."""
+    expr, axes = found
+    last = [axis for axis in axes if axis and axis[0].name in "de"][-1]
+    out = []
+    for depth, (x, have, factor) in enumerate(layout.views(expr, axes)):
+        names = {a.name for axis in have for a in axis}
+        heads = tuple(a for a in _parts(frame_axes[1], have))
+        target = (frame_axes[0], heads, frame_axes[2], last)
+        if layout.arrange(x, have, target) is None or not _outer(heads, frame_axes[1], names):
+            continue
+        plain = tuple(len(axis) == 1 for axis in have)
+        direct = have == target
+        cost = (_volume(heads), -abs(factor - 1.0) if factor != 1.0 else 0.0, 0 if direct else 1 if all(plain) else 2)
+        out.append(_Choice(operand=Operand(value=cut(x), axes=have), factor=factor, lead=heads, cost=(*cost, -depth)))
+    return out
+
+
+def _parts(axis: layout.Axis, have: layout.Axes) -> Iterator[layout.Atom]:
+    """Yield the atoms of ``have`` that an axis of the frame, or its parts, became."""
+    for atom in (a for group in have for a in group):
+        if any(atom.name.rstrip("01") == a.name for a in axis):
+            yield atom
+
+
+def _outer(heads: layout.Axis, axis: layout.Axis, names: set[str]) -> bool:
+    """Return whether only inner parts of the head axis are broadcast: query head i reads key head i // group."""
+    return all(a.name == axis[0].name or set(a.name[len(axis[0].name) :]) <= {"0"} or a.name in names for a in heads) and (
+        not heads or heads[0].name.endswith("0") or heads[0].name == axis[0].name
+    )
+
+
+def _volume(axis: layout.Axis) -> float:
+    total = 1
+    for a in axis:
+        total *= a.size if isinstance(a.size, int) else 1 << 20
+    return float(total)
+
+
+def _operand(found: tuple[Expr, layout.Axes], frame_axes: layout.Axes) -> _Choice:
+    choices = [c for c in _choices(found, frame_axes) if c.lead == frame_axes[1]]
+    if not choices:
+        raise Unreadable("the layout of the queries cannot be brought to [b h s d]", found[0])
+    return min(choices, key=lambda c: c.cost)
+
+
+def _keys_and_values(
+    k: tuple[Expr, layout.Axes], v: tuple[Expr, layout.Axes], frame: Frame
+) -> tuple[_Choice, _Choice, layout.Axis]:
+    """Return keys and values read with the same, smallest number of heads."""
+    axes = (frame.b, frame.h, frame.t)
+    keys, values = _choices(k, axes), _choices(v, axes)
+    for heads in sorted({c.lead for c in keys}, key=_volume):
+        pair = [[c for c in side if _same_heads(c.lead, heads)] for side in (keys, values)]
+        if all(pair):
+            best = [min(side, key=lambda c: c.cost) for side in pair]
+            return best[0], best[1], heads
+    raise Unreadable("keys and values cannot be brought to [b g t d] with one number of heads", v[0])
+
+
+def _same_heads(a: layout.Axis, b: layout.Axis) -> bool:
+    return [(x.name, x.size) for x in a] == [(x.name, x.size) for x in b]
+
+
+def _check_heads(softmax: Expr, heads: Dim, kv_heads: Dim, q: _Choice, frame: Frame) -> None:
+    if heads == kv_heads:
+        return
+    if not isinstance(heads, int) or not isinstance(kv_heads, int) or heads % kv_heads:
+        raise Unreadable(f"{heads} query heads are not a multiple of {kv_heads} key heads", softmax)
+
+
+def _size(axis: layout.Axis) -> Dim:
+    total: Dim = 1
+    for a in axis:
+        total = total * a.size
+    return total
+
+
+def _last(found: tuple[Expr, layout.Axes]) -> Dim | None:
+    return next((a.size for axis in found[1] for a in axis if a.name in "de"), None)

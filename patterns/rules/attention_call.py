@@ -1,0 +1,57 @@
+"""The call of ``TopKAttention`` that stands for an attention site; shared by the rules that make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from patterns.site import AttentionSite
+from rewriter import layout
+from rewriter.plan import Plan
+from runtime_ops.ops import OPS
+from runtime_ops.words import Expr, make
+
+_OP = OPS["TopKAttention"]
+
+
+def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
+    """Return why the site cannot become a call, or None."""
+    if site.leaks:
+        return f"its probabilities are also read by {site.leaks[0]}, and the operation does not give them"
+    if site.softcap is not None and site.softcap <= 0:
+        return f"its soft cap is {site.softcap:g}; the operation takes positive ones"
+    return None
+
+
+def call(site: AttentionSite, k: int) -> Plan:
+    """Return the plan that computes the site's output by one call."""
+    frame, dtype = site.frame, _common_type(site)
+    e = next(axis for axis in site.out.axes if axis and axis[0].name == "e")
+    width = next(axis for axis in site.q.axes if any(a.name == "d" for a in axis))
+    d = tuple(a for a in width if a.name == "d")
+    inputs = {
+        "q": _typed(site.q.arranged((frame["b"], frame["h"], frame["s"], d)), dtype),
+        "k": _typed(site.k.arranged((frame["b"], frame["g"], frame["t"], d)), dtype),
+        "v": _typed(site.v.arranged((frame["b"], frame["g"], frame["t"], e)), dtype),
+        "bias": site.bias,
+    }
+    attrs = {"k": k, "scale": site.scale, "softcap": site.softcap or 0.0}
+    result = _OP.call(inputs, attrs)
+    back = layout.arrange(result, (frame["b"], frame["h"], frame["s"], e), site.out.axes)
+    assert back is not None  # the reader made this layout from the same atoms
+    out = site.out.value
+    if out.dtype is not None and out.dtype != dtype:
+        back = make("cast", back, to=out.dtype)
+    return Plan(values={out.handle: back})
+
+
+def _common_type(site: AttentionSite) -> np.dtype[Any]:
+    types = {x.value.dtype for x in (site.q, site.k, site.v)} - {None}
+    return types.pop() or np.dtype(np.float32) if len(types) == 1 else np.dtype(np.float32)
+
+
+def _typed(expr: Expr | None, dtype: np.dtype[Any]) -> Expr:
+    assert expr is not None  # the reader only chose tensors that can be arranged
+    return expr if expr.dtype in (dtype, None) else make("cast", expr, to=dtype)

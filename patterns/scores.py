@@ -1,0 +1,264 @@
+"""Peels the scores: from the input of the softmax inwards to q·kᵀ, collecting scale, soft cap and bias.
+
+Every peel takes one layer off and says what it meant for what is inside:
+``scores = factor · [tanh] (scale · q·kᵀ) + bias``, all in one layout that is carried through views.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from patterns.site import Unreadable
+from rewriter import layout
+from rewriter.report import Step
+from runtime_ops import interpret
+from runtime_ops.words import Expr, const, leaf, make
+
+LOWEST = float(np.finfo(np.float32).min)
+NEGLIGIBLE = -1e4  # a fill at or below this leaves a masked key no weight beside any visible one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the scores were read as.
+
+    Attributes:
+        q, k: the factors of the product with their layouts (contraction axis ``d``).
+        scale: factor inside the soft cap, or of the product if there is none.
+        cap: None, or the factor that multiplies tanh.
+        bias: what is added, arranged to the frame; None if nothing is.
+        steps: the peels, outermost first.
+    """
+
+    q: tuple[Expr, layout.Axes]
+    k: tuple[Expr, layout.Axes]
+    scale: float = 1.0
+    cap: float | None = None
+    bias: Expr | None = None
+    steps: tuple[Step, ...] = ()
+
+    def said(self, expr: Expr, met: str, meaning: str) -> Scores:
+        """Return these scores with one more step in front."""
+        return dataclasses.replace(self, steps=(Step(node=place(expr), met=met, meaning=meaning), *self.steps))
+
+
+def place(expr: Expr) -> str:
+    """Return the name under which a user finds ``expr`` in the model."""
+    return str(getattr(expr.handle, "name", None) or expr.attrs.get("name") or expr.word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The layout that everything is arranged to: leading axes b and h, then s and t."""
+
+    b: layout.Axis
+    h: layout.Axis
+    s: layout.Axis
+    t: layout.Axis
+
+    @property
+    def scores(self) -> layout.Axes:
+        """Layout [b h s t]."""
+        return (self.b, self.h, self.s, self.t)
+
+
+def peel(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    """Return what the scores ``expr``, laid out as ``axes``, are made of.
+
+    Raises:
+        Unreadable: no product of queries and keys was found.
+    """
+    row = _PEELS.get(expr.word)
+    if row is None:
+        raise Unreadable(f"{_spelling(expr)} stands between the softmax and a product of queries and keys", expr)
+    return row(expr, axes, frame)
+
+
+def _spelling(expr: Expr) -> str:
+    return str(expr.attrs["op"]) if expr.word == "opaque" else f"an input ({place(expr)})" if not expr.args else expr.word
+
+
+def _matmul(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    a, b = expr.args
+    if a.shape is None or b.shape is None or min(len(a.shape), len(b.shape)) < 2:
+        raise Unreadable("the rank of a factor of the product is unknown or below 2", expr)
+    width = a.shape[-1] if isinstance(a.shape[-1], int) else b.shape[-2]
+    d = (layout.Atom("d", width),)
+    if same_axis(axes[-1], frame.t) and same_axis(axes[-2], frame.s):
+        q, k = (a, (*_lead(a, axes), frame.s, d)), (b, (*_lead(b, axes), d, frame.t))
+    elif same_axis(axes[-1], frame.s) and same_axis(axes[-2], frame.t):
+        q, k = (b, (*_lead(b, axes), d, frame.s)), (a, (*_lead(a, axes), frame.t, d))
+    else:
+        raise Unreadable(f"a product with axes {layout.text(axes)} does not end in queries by keys", expr)
+    return Scores(q=q, k=k).said(expr, "matmul", f"q·kᵀ, width {width}")
+
+
+def same_axis(axis: layout.Axis, other: layout.Axis) -> bool:
+    """Return whether two axes are the same; an axis of length 1 may have lost its atom in a reshape."""
+    return axis == other or (not axis and all(a.size == 1 for a in other))
+
+
+def _lead(x: Expr, axes: layout.Axes) -> layout.Axes:
+    """Return the layout of the leading axes of a factor of a product laid out as ``axes``."""
+    assert x.shape is not None  # ``_matmul`` looked
+    inner = layout.aligned(dataclasses.replace(x, shape=(*x.shape[:-2], 1, 1)), axes)
+    return () if inner is None else inner[:-2]
+
+
+def _times(scores: Scores, factor: float, frame: Frame) -> Scores:
+    """Return ``scores`` multiplied by a number."""
+    bias = scores.bias
+    if bias is not None and factor != 1.0:
+        bias = make("mul", bias, const(factor, bias.dtype))
+    if scores.cap is not None:
+        return dataclasses.replace(scores, cap=scores.cap * factor, bias=bias)
+    return dataclasses.replace(scores, scale=scores.scale * factor, bias=bias)
+
+
+def _scaled(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    found = layout.scalar_factor(expr)
+    if found is None:
+        raise Unreadable("the scores are multiplied by something that is not a known number", expr)
+    inner, factor = found
+    return _times(peel(inner, axes, frame), factor, frame).said(expr, expr.word, f"scale × {factor:.6g}")
+
+
+def _added(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    """Try either side for the product; the other is a bias."""
+    misses = []
+    sides = [expr.args, (expr.args[1], expr.args[0])] if expr.word == "add" else [expr.args]
+    for inner, bias in sides:
+        if inner.shape is None or len(inner.shape) != len(axes):
+            continue
+        try:
+            scores = peel(inner, axes, frame)
+        except Unreadable as miss:
+            misses.append(miss)
+            continue
+        return _with_bias(scores, expr, bias, axes, frame)
+    raise misses[0] if misses else Unreadable("neither side of the addition has the rank of the scores", expr)
+
+
+def _with_bias(scores: Scores, expr: Expr, bias: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    number = bias.number()
+    if number == 0.0:
+        return scores.said(expr, expr.word, "adds zero")
+    term = to_frame(bias, axes, frame)
+    if expr.word == "sub":
+        term = make("neg", term)
+    total = term if scores.bias is None else make("add", *_one_type(scores.bias, term))
+    shape = [str(d) for d in bias.shape or ()]
+    scores = dataclasses.replace(scores, bias=total)
+    return scores.said(expr, expr.word, f"bias [{' '.join(shape)}] from {place(bias)}")
+
+
+def to_frame(x: Expr, axes: layout.Axes, frame: Frame) -> Expr:
+    """Return a tensor that broadcasts against the scores arranged to broadcast against [b h s t]."""
+    inner = layout.aligned(x, axes)
+    arranged = None if inner is None else layout.arrange(cut(x), inner, frame.scores)
+    if arranged is None:
+        raise Unreadable("the shape of a bias or mask cannot be brought to [b h s t]", x)
+    return arranged
+
+
+def cut(x: Expr) -> Expr:
+    """Return ``x`` as a leaf of a plan, constants as they are."""
+    return x if x.handle is None or (x.word == "const" and x.known is not None) else leaf(x)
+
+
+def _one_type(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """Return both in float32 if their types differ, so that they can be added."""
+    if a.dtype == b.dtype:
+        return a, b
+    wide = np.dtype(np.float32)
+    return tuple(x if x.dtype == wide else make("cast", x, to=wide) for x in (a, b))  # type: ignore[return-value]
+
+
+def _where(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    keep, yes, no = expr.args
+    for inner, fill, kept in ((yes, no, True), (no, yes, False)):
+        number = _fill(fill)
+        if number is None or inner.shape is None or len(inner.shape) != len(axes):
+            continue
+        if number > NEGLIGIBLE:
+            raise Unreadable(
+                f"masked scores are set to {number:g}, which leaves them weight; at most {NEGLIGIBLE:g} is read as a mask",
+                expr,
+            )
+        scores = peel(inner, axes, frame)
+        mask = to_frame(keep, axes, frame)
+        bias = _masked(mask, scores.bias, number, kept)
+        scores = dataclasses.replace(scores, bias=bias)
+        return scores.said(expr, "where", f"{'keeps' if kept else 'drops'} where {place(keep)}, fill {number:g}")
+    raise Unreadable("a where whose fill is not a known number stands above the product", expr)
+
+
+def _fill(expr: Expr) -> float | None:
+    """Return the one number that a fill consists of."""
+    while expr.word in ("expand", "reshape", "unsqueeze") and expr.number() is None:
+        expr = expr.args[0]
+    if expr.known is not None and expr.known.dtype != object and expr.known.size > 1:
+        return float(expr.known.flat[0]) if (expr.known == expr.known.flat[0]).all() else None
+    return expr.number()
+
+
+def _masked(mask: Expr, inner: Expr | None, fill: float, kept: bool) -> Expr:
+    """Return the bias that gives every masked key ``fill`` instead of its score."""
+    # A finite fill replaces the score. Added to it, only the lowest float32 swallows every score, so that a row
+    # in which all is masked averages uniformly, as it does in the original.
+    number = LOWEST if inner is None and np.isfinite(fill) else fill
+    base = const(0.0) if inner is None else _one_type(inner, const(0.0))[0]
+    hidden = const(number)
+    return make("where", mask, base, hidden) if kept else make("where", mask, hidden, base)
+
+
+def _tanh(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    scores = peel(expr.args[0], axes, frame)
+    if scores.bias is not None or scores.cap is not None:
+        raise Unreadable("a tanh is taken of scores that already have a bias or a soft cap", expr)
+    return dataclasses.replace(scores, cap=1.0).said(expr, "tanh", "soft cap")
+
+
+def _cast(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    if not interpret.is_float(expr.attrs["to"]):
+        raise Unreadable(f"the scores are cast to {expr.attrs['to']}", expr)
+    return peel(expr.args[0], axes, frame).said(expr, "cast", f"scores in {expr.attrs['to']}")
+
+
+def _view(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    inner = layout.back(expr, axes)
+    if inner is None:
+        raise Unreadable(f"a {expr.word} of the scores cannot be followed from {layout.text(axes)}", expr)
+    scores = peel(*inner, frame)
+    return scores.said(expr, expr.word, f"{layout.text(inner[1])} → {layout.text(axes)}")
+
+
+def _clamped(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
+    """Read max(scores, lowest), which keeps stacked masks finite."""
+    x, y = expr.args
+    inner, floor = (x, y.number()) if y.number() is not None else (y, x.number())
+    if floor is None or floor > NEGLIGIBLE:
+        raise Unreadable("the scores are clamped from below at a number that leaves weight", expr)
+    scores = peel(inner, axes, frame)
+    if scores.bias is not None:
+        bias = make("max", scores.bias, const(floor, scores.bias.dtype))
+        scores = dataclasses.replace(scores, bias=bias)
+    return scores.said(expr, "max", f"mask clamped at {floor:g}")
+
+
+_PEELS: dict[str, Callable[[Expr, layout.Axes, Frame], Scores]] = {
+    "matmul": _matmul,
+    "mul": _scaled,
+    "div": _scaled,
+    "add": _added,
+    "sub": _added,
+    "where": _where,
+    "tanh": _tanh,
+    "cast": _cast,
+    "max": _clamped,
+    **dict.fromkeys(("reshape", "transpose", "unsqueeze", "squeeze"), _view),
+}

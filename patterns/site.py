@@ -1,0 +1,99 @@
+"""What readers return: sites that rules can rewrite, and declines that say why not. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewriter import layout
+from rewriter.report import Step
+from runtime_ops.dims import Dim
+from runtime_ops.words import Expr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """A tensor of the graph and what each of its axes means.
+
+    Attributes:
+        value: the tensor; a handle into the graph, so two operands are equal if their layouts are.
+        axes: its layout; permutations and broadcasts are undone.
+    """
+
+    value: Expr = field(compare=False)
+    axes: layout.Axes = field(compare=False)
+
+    @property
+    def layout(self) -> str:
+        """Layout as text, e.g. ``b t g d``."""
+        return layout.text(self.axes)
+
+    def arranged(self, target: layout.Axes) -> Expr | None:
+        """Return the tensor brought to another layout, None if that cannot be expressed."""
+        return layout.arrange(self.value, self.axes, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSite:
+    """One softmax(QKᵀ)V of a graph.
+
+    ``out = softmax(cap(scale · q·kᵀ) + bias) · v``, with q [b h s d], k [b g t d], v [b g t e] after arranging.
+
+    Attributes:
+        q, k, v: the operands, with the layout that they have in the graph.
+        bias: everything that is added to the scores, masks included, arranged to broadcast to [b h s t].
+        mask: what the bias was read as, in words.
+        out: the tensor that holds the result, and its layout.
+        leaks: readers of the probabilities besides the product with v.
+        frame: the layout that the operands are arranged to: letter to atoms.
+        steps: how it was read.
+    """
+
+    anchor: str
+    q: Operand
+    k: Operand
+    v: Operand
+    scale: float
+    softcap: float | None
+    bias: Expr | None = field(compare=False)
+    mask: str
+    heads: Dim
+    kv_heads: Dim
+    head_width: Dim | None
+    value_width: Dim | None
+    out: Operand
+    softmax: Expr = field(compare=False)
+    leaks: Sequence[str] = ()
+    frame: dict[str, layout.Axis] = field(compare=False, default_factory=dict)
+    steps: Sequence[Step] = field(compare=False, default=())
+
+    kind = "attention"
+
+    @property
+    def reads_as(self) -> str:
+        """The site as a formula."""
+        score = "q·kᵀ" if self.scale == 1.0 else f"{self.scale:.6g} q·kᵀ"
+        if self.softcap:
+            score = f"{self.softcap:g} tanh({score} / {self.softcap:g})"
+        return f"softmax({score}{' + bias' if self.bias is not None else ''}) v"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decline:
+    """Why an anchor was not read as a site: a sentence, the node, and how far the reader got."""
+
+    anchor: str
+    kind: str
+    reason: str
+    at: str
+    steps: Sequence[Step] = field(compare=False, default=())
+
+
+class Unreadable(Exception):  # noqa: N818 - control flow inside readers, never seen by users
+    """Reading stopped; readers turn it into a Decline."""
+
+    def __init__(self, reason: str, at: Any) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.at = at

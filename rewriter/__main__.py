@@ -1,0 +1,5 @@
+"""``python -m rewriter`` is ``graft``."""
+
+from rewriter.cli import main
+
+main()

@@ -1,0 +1,289 @@
+"""The command ``graft``: arguments in, the Python API in the middle, a report out.
+
+Nothing heavy is imported before a command needs it, so that ``graft --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from rewriter import console
+from rewriter.errors import DECLINED, DONE, FAILED, GraftError
+
+app = typer.Typer(
+    name="graft",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file.")]
+A = Annotated[str, typer.Argument(metavar="A", help="The ONNX file to compare with.")]
+B = Annotated[str, typer.Argument(metavar="B", help="The ONNX file that is compared.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+Inputs = Annotated[
+    str | None, typer.Option(metavar="F.npz", help="Arrays to run on, by input name; made up without it.")
+]
+Dim = Annotated[
+    list[str], typer.Option(metavar="NAME=N", help="Length of a free dimension of the inputs; repeatable.")
+]
+Output = Annotated[
+    str | None, typer.Option("-o", "--output", metavar="OUT", help="The file to write; not MODEL itself.")
+]
+Rules = Annotated[
+    list[str],
+    typer.Option(metavar="NAME[:key=value,…]", help="A rule to apply; repeatable. Default: exact-attention."),
+]
+Sites = Annotated[
+    str | None, typer.Option(metavar="SEL", help="Sites to rewrite, as `graft show` names them: a0,a3-a5.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail (1) if any site is declined.")]
+Expect = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="Fail (1) if fewer than N sites are rewritten.")
+]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Do not run original and result to compare them.")
+]
+Dims = Annotated[
+    list[str],
+    typer.Option(metavar="NAME=N,N,…", help="Lengths of a free dimension, one case each; repeatable."),
+]
+RuleName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One rule in full.")]
+OpName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One operation in full.")]
+
+
+def main() -> NoReturn:
+    """Run ``graft`` on the command line's arguments and exit."""
+    sys.exit(console.run(app, sys.argv[1:] or ["--help"]))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"graft {version('attn-graft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def graft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find every attention of an ONNX transformer and graft a better operation in its place.
+
+    \b
+    Exit codes:
+      0   done
+      1   fewer rewrites than --strict or --expect ask for; a check of doctor failed
+      2   usage, unreadable or unsupported input, unwritable output
+      3   verification failed, and no output file is left
+      70  a bug in graft; GRAFT_TRACEBACK=1 shows where
+      130 interrupted, 141 the reader of the output went away
+
+    \b
+    Examples:
+      graft show model.onnx
+      graft apply model.onnx -o fast.onnx
+      graft bench model.onnx fast.onnx --dim sequence=128,512
+    """
+
+
+@app.command(short_help="List the attention sites of a model.")
+def show(model: Model, json: Json = False) -> int:
+    """List the attention sites of a model and, for each softmax not read, the reason and the node.
+
+    \b
+    Examples:
+      graft show model.onnx
+      graft show model.onnx --json | jq '.sites[].mask'
+    """
+    import rewriter
+
+    console.emit(rewriter.show(model), as_json=json)
+    return DONE
+
+
+@app.command(short_help="Tell why a softmax was read, or not.")
+def why(
+    model: Model,
+    site: Annotated[
+        str | None, typer.Argument(metavar="[SITE]", help="A site's id or an anchor's name; all without it.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Tell the full story of one site or decline: every step of the reading, and how far each rule gets.
+
+    \b
+    Examples:
+      graft why model.onnx
+      graft why model.onnx /encoder/layer.0/attention/self/Softmax
+    """
+    import rewriter
+
+    console.emit(rewriter.why(model, site), as_json=json)
+    return DONE
+
+
+@app.command(short_help="Rewrite a model, check it, write it.")
+def apply(
+    model: Model,
+    output: Output = None,
+    rule: Rules = [],  # noqa: B006 - typer copies it
+    sites: Sites = None,
+    dry_run: DryRun = False,
+    strict: Strict = False,
+    expect: Expect = None,
+    no_verify: NoVerify = False,
+    inputs: Inputs = None,
+    dim: Dim = [],  # noqa: B006 - typer copies it
+    json: Json = False,
+) -> int:
+    """Rewrite a model, check the result against the original, and write it.
+
+    Without --rule only exact rules apply. A rule that changes values must be named.
+
+    \b
+    Examples:
+      graft apply model.onnx -o exact.onnx
+      graft apply model.onnx -o top64.onnx --rule topk-attention:k=64
+      graft apply model.onnx --dry-run --strict --expect 12
+    """
+    import rewriter
+
+    if output is None and not dry_run:
+        raise GraftError("apply needs -o OUT, the file to write, or --dry-run")
+    chosen: dict[str, Any] = {"rules": tuple(rule)} if rule else {}
+    with console.progress() as bar:
+        report = rewriter.apply(
+            model, output=output, sites=sites, dry_run=dry_run, strict=strict, expect=expect,
+            verify=not no_verify, inputs=inputs, dims=_one_each(dim), progress=bar, **chosen,
+        )  # fmt: skip
+    console.emit(report, as_json=json)
+    return DONE
+
+
+@app.command(short_help="Compare the outputs of two models.")
+def verify(
+    a: A,
+    b: B,
+    inputs: Inputs = None,
+    dim: Dim = [],  # noqa: B006 - typer copies it
+    tolerance: Annotated[
+        float, typer.Option(metavar="T", min=0.0, help="Largest relative L2 error of any output that passes.")
+    ] = 1e-5,
+    json: Json = False,
+) -> int:
+    """Run two models on the same inputs and compare every output; exit 3 if one is beyond the tolerance.
+
+    Made-up inputs include padded batches, length 1 and a fully masked sequence.
+
+    \b
+    Examples:
+      graft verify model.onnx fast.onnx
+      graft verify model.onnx fast.onnx --inputs batch.npz --tolerance 1e-4
+    """
+    import rewriter
+
+    report = rewriter.verify(a, b, inputs=inputs, dims=_one_each(dim), tolerance=tolerance)
+    console.emit(report, as_json=json)
+    return DONE if report.passed else FAILED
+
+
+@app.command(short_help="Time two models side by side.")
+def bench(
+    a: A,
+    b: B,
+    dim: Dims = [],  # noqa: B006 - typer copies it
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of ONNX Runtime.")] = 1,
+    json: Json = False,
+) -> int:
+    """Time two models in turn on the same inputs: medians, their ratio, and the peak memory of each.
+
+    \b
+    Examples:
+      graft bench model.onnx fast.onnx
+      graft bench model.onnx fast.onnx --dim batch=1 --dim sequence=128,512,2048 --threads 2
+    """
+    import rewriter
+
+    console.emit(rewriter.bench(a, b, dims=_several_each(dim), threads=threads), as_json=json)
+    return DONE
+
+
+@app.command(short_help="List the rules, or print one's page.")
+def rules(name: RuleName = None) -> int:
+    """List the rewrite rules and what each keeps, or print one rule's page.
+
+    \b
+    Examples:
+      graft rules
+      graft rules topk-attention
+    """
+    import rewriter
+    from rewriter import pages
+
+    sys.stdout.write(pages.rules(rewriter.rules(), name))
+    return DONE
+
+
+@app.command(short_help="List the operations, or print one's page.")
+def ops(name: OpName = None) -> int:
+    """List the operations that rewritten models call, or print one operation's page.
+
+    \b
+    Examples:
+      graft ops
+      graft ops TopKAttention
+    """
+    import rewriter
+    from rewriter import pages
+
+    sys.stdout.write(pages.ops(rewriter.ops(), name))
+    return DONE
+
+
+@app.command(short_help="Examine the installation.")
+def doctor(json: Json = False) -> int:
+    """Look at the installation: versions, kernels, and one small model really run; exit 1 if a check fails.
+
+    \b
+    Examples:
+      graft doctor
+      graft doctor --json
+    """
+    from rewriter.doctor import doctor as examine
+
+    report = examine()
+    console.emit(report, as_json=json)
+    return DONE if all(check.passed for check in report.checks) else DECLINED
+
+
+def _one_each(options: Sequence[str]) -> Mapping[str, int] | None:
+    """Return NAME=N options as data; None for none."""
+    lengths = _several_each(options)
+    for name, several in (lengths or {}).items():
+        if len(several) != 1:
+            raise GraftError(f"--dim {name} takes one length here, not {len(several)}")
+    return None if lengths is None else {name: several[0] for name, several in lengths.items()}
+
+
+def _several_each(options: Sequence[str]) -> Mapping[str, Sequence[int]] | None:
+    """Return NAME=N,N,… options as data; None for none."""
+    lengths: dict[str, list[int]] = {}
+    for option in options:
+        name, _, numbers = option.partition("=")
+        several = [n.strip() for n in numbers.split(",")]
+        if not name or not all(n.isdecimal() for n in several):
+            raise GraftError(f"--dim {option} is not of the form NAME=N with a whole number N of 0 or more")
+        if name in lengths:
+            raise GraftError(f"--dim {name} is given twice")
+        lengths[name] = [int(n) for n in several]
+    return lengths or None

@@ -1,0 +1,185 @@
+"""The ONNX host: a model seen as expressions of the alphabet, and edited through plans."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter.hosts import onnx_read
+from runtime_ops.dims import Dim, Sym, vague
+from runtime_ops.words import WORDS, Expr, symbol
+
+_KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
+
+
+class OnnxGraphs:
+    """Every graph of a model (main, functions, bodies of If and Loop) read into expressions.
+
+    Attributes:
+        model: the model that was read.
+        exprs: expression of every value.
+        users: expressions that take an expression as argument, by its id.
+        outputs: ids of the expressions that leave a graph.
+        nodes: in the order of reading, every node with the expressions of its outputs.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.exprs: dict[ir.Value, Expr] = {}
+        self.users: dict[int, list[Expr]] = {}
+        self.outputs: set[int] = set()
+        self.nodes: list[tuple[ir.Node, Sequence[Expr]]] = []
+        self._linked: set[int] = set()
+        self._owners: dict[ir.Graph, ir.Graph | ir.Function] = {}
+        model.graph.sort()  # some tools write nodes before what they read
+        self._read(model.graph, model.graph)
+        for function in model.functions.values():
+            function.sort()
+            self._read(function.graph, function)
+
+    def owner(self, value: ir.Value) -> tuple[ir.Graph | ir.Function, int]:
+        """Return the main graph or function around a value, and the default opset in force there."""
+        producer = value.producer()
+        if producer is None or producer.graph is None:
+            raise ValueError(f"{value.name} is not computed by a node of this model")
+        graph = producer.graph
+        owner = self._owners[graph if isinstance(graph, ir.Graph) else graph.graph]
+        return owner, self._opset(owner)
+
+    def _opset(self, owner: ir.Graph | ir.Function) -> int:
+        imports = owner.opset_imports
+        return imports.get("", imports.get("ai.onnx", self.model.opset_imports.get("", 1)))
+
+    def _read(self, graph: ir.Graph, owner: ir.Graph | ir.Function) -> None:
+        self._owners[graph] = owner
+        for value in graph.initializers.values():
+            self._bind(value, _initializer(value))
+        for value in graph.inputs:
+            if value not in self.exprs:
+                self._bind(value, symbol(value.name or "", declared(value), element(value), value))
+        for node in graph:
+            self._read_node(node, owner)
+        self.outputs |= {id(self.exprs[value]) for value in graph.outputs if value in self.exprs}
+
+    def _read_node(self, node: ir.Node, owner: ir.Graph | ir.Function) -> None:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                self._read(attribute.value, owner)
+        args = [None if value is None else self.exprs[value] for value in node.inputs]
+        read = self._words(node, args, self._opset(owner))
+        made = []
+        for i, value in enumerate(node.outputs):
+            expr = read[i] if i < len(read) else _opaque(node, args, value, i)
+            made.append(self._bind(value, expr))
+        self.nodes.append((node, made))
+
+    def _words(self, node: ir.Node, args: Sequence[Expr | None], opset: int) -> Sequence[Expr]:
+        if node.domain not in ("", "ai.onnx"):
+            return []
+        if node.op_type == "Constant":
+            return [_constant(node)]
+        row = onnx_read.READ.get(node.op_type)
+        if row is None or any(a is None for a in args[: _needed(node.op_type)]):
+            return []
+        try:
+            read = row(node, args, opset)
+        except (ValueError, IndexError, TypeError, ZeroDivisionError):
+            return []  # malformed or stranger than the row expects: opaque
+        return [] if read is None else [read] if isinstance(read, Expr) else list(read)
+
+    def _bind(self, value: ir.Value, expr: Expr) -> Expr:
+        if expr.handle is None:
+            expr = dataclasses.replace(expr, handle=value, shape=_refine(expr.shape, value))
+        self.exprs[value] = expr
+        self._link(expr)
+        return expr
+
+    def _link(self, expr: Expr) -> None:
+        stack = [expr]
+        while stack:
+            node = stack.pop()
+            if id(node) in self._linked:
+                continue
+            self._linked.add(id(node))
+            for arg in node.args:
+                self.users.setdefault(id(arg), []).append(node)
+                stack.append(arg)
+
+    def readers(self, expr: Expr) -> list[Expr]:
+        """Return what uses the elements of ``expr``; uses of its shape alone do not count."""
+        return [user for user in self.users.get(id(expr), []) if user.word != "dim"]
+
+    def anchors(self, word: str) -> Iterator[tuple[ir.Node, Expr]]:
+        """Yield nodes that say ``word``, in the order of the graph."""
+        for node, exprs in self.nodes:
+            if exprs and exprs[0].word == word and exprs[0].handle is node.outputs[0]:
+                yield node, exprs[0]
+
+
+def _needed(op: str) -> int:
+    word = onnx_read._WORDS.get(op)
+    return (WORDS[word][0] or 1) if word else 1
+
+
+def declared(value: ir.Value) -> tuple[Dim, ...] | None:
+    """Return the shape that a model declares for a value, with symbols for unknown lengths."""
+    if value.shape is None:
+        return None
+    return tuple(_declared_dim(value, i, d) for i, d in enumerate(value.shape))
+
+
+def _declared_dim(value: ir.Value, axis: int, length: int | ir.SymbolicDim) -> Dim:
+    if isinstance(length, int):
+        return length
+    return Sym.named(length.value if length.value else f"?{value.name}.{axis}")
+
+
+def element(value: ir.Value) -> np.dtype[Any] | None:
+    """Return the element type that a model declares for a value."""
+    return onnx_read.numpy_type(value.dtype)
+
+
+def _refine(shape: tuple[Dim, ...] | None, value: ir.Value) -> tuple[Dim, ...] | None:
+    """Return the shape that was worked out, with declared lengths where those say more."""
+    told = declared(value)
+    if shape is None or told is None or len(told) != len(shape):
+        return told if shape is None else shape
+    return tuple(t if vague(s) and not vague(t) else s for s, t in zip(shape, told, strict=True))
+
+
+def _initializer(value: ir.Value) -> Expr:
+    tensor = value.const_value
+    if tensor is None:
+        return symbol(value.name or "", declared(value), element(value), value)
+    return _tensor(tensor, value)
+
+
+def _tensor(tensor: ir.TensorProtocol, handle: ir.Value) -> Expr:
+    shape = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
+    dtype = onnx_read.numpy_type(tensor.dtype)
+    small = dtype is not None and tensor.size <= _KNOWN_LIMIT
+    return Expr("const", (), {}, shape, dtype, tensor.numpy() if small else None, handle)
+
+
+def _constant(node: ir.Node) -> Expr:
+    name, attribute = next(iter(node.attributes.items()))
+    value = node.outputs[0]
+    if name == "value":
+        if value.const_value is None:
+            value.const_value = attribute.value
+        return _tensor(attribute.value, value)
+    kind = np.float32 if "float" in name else np.int64
+    if "string" in name:
+        return Expr("opaque", (), {"op": "Constant"}, None, None, None, value)
+    known = np.asarray(attribute.value, kind)
+    return Expr("const", (), {}, known.shape, known.dtype, known, value)
+
+
+def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int) -> Expr:
+    shape = onnx_read.opaque_shape(node, args) if index == 0 else None
+    given = tuple(a for a in args if a is not None)
+    return Expr("opaque", given, {"op": node.op_type}, _refine(shape, value), element(value), None, value)

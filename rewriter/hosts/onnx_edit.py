@@ -1,0 +1,50 @@
+"""WRITE for ONNX: plans lowered into the graph, and what nothing reads any more swept away."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.plan import Plan
+from runtime_ops.spec import DOMAIN, VERSION
+from runtime_ops.to_onnx import Bodies, Writer
+
+_OVERLOADS_SINCE = 10  # the IR version that tells function bodies apart by overload
+
+
+def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
+    """Make the edits of ``plans`` (by site) in the model that was read as ``graphs``, which is then out of date."""
+    model, bodies = graphs.model, Bodies()
+    stem = _free_stem(node.name or "" for node, _ in graphs.nodes)
+    for site, plan in plans.items():
+        for i, (value, expr) in enumerate(plan.values.items()):
+            owner, opset = graphs.owner(value)
+            writer = Writer(opset, prefix=f"{stem}_{site}_{i}_" if i else f"{stem}_{site}_", bodies=bodies)
+            _replace(value, writer.value(expr), writer.nodes)
+            owner.opset_imports[DOMAIN] = VERSION
+    for function in bodies.functions:
+        model.functions[function.identifier()] = function
+    model.opset_imports[DOMAIN] = VERSION
+    model.ir_version = max(model.ir_version, _OVERLOADS_SINCE)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _replace(old: ir.Value, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    producer = old.producer()
+    if producer is None or producer.graph is None:
+        raise ValueError(f"{old.name} is not computed by a node of a graph")
+    producer.graph.insert_before(producer, nodes)
+    new.shape, new.dtype = old.shape, old.dtype
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name, new.name = f"{name}_before", name
+
+
+def _free_stem(names: Iterable[str]) -> str:
+    """Return a beginning that no node name of the model has yet."""
+    taken = {name.split("_", 1)[0] for name in names if name.startswith("graft")}
+    return next(stem for n in itertools.count() if (stem := f"graft{n or ''}") not in taken)

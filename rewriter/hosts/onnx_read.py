@@ -1,0 +1,293 @@
+"""READ for ONNX: how each standard operator says a word of the alphabet.
+
+A row maps an operator to a function from (reader, node, arguments) to one expression per output. What has no row is
+opaque: it keeps its shape where that is plain, and readers stop there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime_ops.dims import Dim, product
+from runtime_ops.words import Expr, const, make
+
+Args = Sequence["Expr | None"]
+Row = Callable[[ir.Node, Args, int], "Expr | Sequence[Expr] | None"]
+
+
+def attr(node: ir.Node, name: str, default: Any = None) -> Any:
+    """Return the value of an attribute, or ``default`` if it is absent."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def _word(word: str, swap: bool = False) -> Row:
+    return lambda node, args, opset: make(word, *(reversed(args) if swap else args))  # type: ignore[arg-type]
+
+
+def _variadic(word: str) -> Row:
+    def read(node: ir.Node, args: Args, opset: int) -> Expr | None:
+        result = args[0]
+        for arg in args[1:]:
+            result = make(word, result, arg)  # type: ignore[arg-type]
+        return result
+
+    return read
+
+
+def _same(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    return args[0]
+
+
+def _dropout(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    training = args[2].number() if len(args) > 2 and args[2] is not None else 0.0
+    return args[0] if training == 0.0 else None
+
+
+def _numbers(node: ir.Node, args: Args, index: int, name: str) -> tuple[int, ...] | None:
+    """Return integers that are an input in new opsets and an attribute in old ones; None if absent or unknown."""
+    if len(args) > index and args[index] is not None:
+        known = args[index].known  # type: ignore[union-attr]
+        return None if known is None or known.dtype == object else tuple(int(i) for i in known.reshape(-1))
+    value = attr(node, name)
+    return None if value is None else tuple(value)
+
+
+def _unsqueeze(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    axes = _numbers(node, args, 1, "axes")
+    return None if axes is None else make("unsqueeze", args[0], axes=axes)  # type: ignore[arg-type]
+
+
+def _squeeze(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    axes = _numbers(node, args, 1, "axes")
+    if axes is None and len(args) > 1 and args[1] is not None:
+        return None
+    return make("squeeze", args[0], axes=axes)  # type: ignore[arg-type]
+
+
+def _reshape(node: ir.Node, args: Args, opset: int) -> Expr:
+    return make("reshape", *args, keep_zero=bool(attr(node, "allowzero", 0)))  # type: ignore[arg-type]
+
+
+def _flatten(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    x = args[0]
+    if x is None or x.shape is None:
+        return None
+    axis = attr(node, "axis", 1) % (len(x.shape) + 1)
+    lead, rest = make("dim", x, start=0, end=axis), make("dim", x, start=axis)
+    if lead.known is None or rest.known is None or not lead.known.size:
+        return None
+    if axis == 1:
+        return make("reshape", x, make("concat", lead, const([-1]), axis=0))
+    return make("reshape", x, make("concat", const([-1]), rest, axis=0)) if rest.known.size == 1 else None
+
+
+def _transpose(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    x = args[0]
+    perm = attr(node, "perm")
+    if perm is None and (x is None or x.rank is None):
+        return None
+    perm = tuple(perm) if perm is not None else tuple(reversed(range(x.rank or 0)))  # type: ignore[union-attr]
+    return make("transpose", x, perm=perm)  # type: ignore[arg-type]
+
+
+def _tile(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read Tile as expand where it repeats axes of length 1 only."""
+    x, repeats = args[0], args[1]
+    if x is None or repeats is None or x.shape is None or repeats.known is None:
+        return None
+    if any(length != 1 and times != 1 for length, times in zip(x.shape, repeats.known.reshape(-1), strict=True)):
+        return None
+    return make("expand", x, repeats)
+
+
+def _concat(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    given = [a for a in args if a is not None]
+    return given[0] if len(given) == 1 else make("concat", *given, axis=attr(node, "axis"))
+
+
+def _shape(node: ir.Node, args: Args, opset: int) -> Expr:
+    return make("dim", args[0], start=attr(node, "start", 0), end=attr(node, "end"))  # type: ignore[arg-type]
+
+
+def _size(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    x = args[0]
+    if x is None or x.shape is None or not all(isinstance(d, int) for d in x.shape):
+        return None
+    return const(product(x.shape))
+
+
+def _slice(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    x, starts, ends = args[:3]
+    axes, steps = (args[i] if len(args) > i else None for i in (3, 4))
+    count = starts.shape[0] if starts is not None and starts.shape else None
+    if not isinstance(count, int):
+        return None
+    axes = axes or const(np.arange(count))
+    steps = steps or const(np.ones(count, np.int64))
+    return make("slice", x, starts, ends, axes, steps)  # type: ignore[arg-type]
+
+
+def _split(node: ir.Node, args: Args, opset: int) -> Sequence[Expr] | None:
+    x, axis = args[0], attr(node, "axis", 0)
+    sizes: Sequence[Dim] | None = _numbers(node, args, 1, "split")
+    if sizes is None:
+        if x is None or x.shape is None or len(args) > 1:
+            return None
+        length = x.shape[axis]
+        if not isinstance(length, int):
+            return None
+        step = -(-length // len(node.outputs))
+        sizes = [min(step, length - i * step) for i in range(len(node.outputs))]
+    parts, start = [], 0
+    for size in sizes:
+        bounds = (const([start]), const([start + int(size)]), const([axis]), const([1]))  # type: ignore[call-overload]
+        parts.append(make("slice", x, *bounds))  # type: ignore[arg-type]
+        start += int(size)  # type: ignore[call-overload]
+    return parts
+
+
+def _gather(node: ir.Node, args: Args, opset: int) -> Expr:
+    return make("gather", *args, axis=attr(node, "axis", 0))  # type: ignore[arg-type]
+
+
+def _gather_elements(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    x, axis = args[0], attr(node, "axis", 0)
+    last = x is not None and x.rank is not None and axis in (-1, x.rank - 1)
+    return make("pick", *args) if last else None  # type: ignore[arg-type]
+
+
+def _constant_of_shape(node: ir.Node, args: Args, opset: int) -> Expr:
+    value = attr(node, "value")
+    fill = np.zeros(1, np.float32) if value is None else value.numpy()
+    return make("expand", const(fill.reshape(()), fill.dtype), args[0])  # type: ignore[arg-type]
+
+
+def _cast(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    to = numpy_type(ir.DataType(attr(node, "to")))
+    if to is None or args[0] is None:
+        return None
+    return args[0] if args[0].dtype == to else make("cast", args[0], to=to)
+
+
+def _softmax(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    x = args[0]
+    axis = attr(node, "axis", -1 if opset >= 13 else 1)
+    if opset < 13:  # the axes from ``axis`` on are one: the same only if the others have length 1
+        if x is None or x.shape is None:
+            return None
+        axis %= len(x.shape)
+        long = [i for i in range(axis, len(x.shape)) if x.shape[i] != 1]
+        if len(long) > 1:
+            return None
+        axis = long[0] if long else axis
+    return make("softmax", x, axis=axis)  # type: ignore[arg-type]
+
+
+def _reduce(word: str) -> Row:
+    def read(node: ir.Node, args: Args, opset: int) -> Expr | None:
+        axes = _numbers(node, args, 1, "axes")
+        if axes is None:
+            return None
+        return make(word, args[0], axes=axes, keepdims=bool(attr(node, "keepdims", 1)))  # type: ignore[arg-type]
+
+    return read
+
+
+def _gemm(node: ir.Node, args: Args, opset: int) -> Expr:
+    a, b = args[0], args[1]
+    if attr(node, "transA", 0):
+        a = make("transpose", a, perm=(1, 0))  # type: ignore[arg-type]
+    if attr(node, "transB", 0):
+        b = make("transpose", b, perm=(1, 0))  # type: ignore[arg-type]
+    out = make("matmul", a, b)  # type: ignore[arg-type]
+    alpha, beta = attr(node, "alpha", 1.0), attr(node, "beta", 1.0)
+    if alpha != 1.0:
+        out = make("mul", out, const(alpha, out.dtype))
+    bias = args[2] if len(args) > 2 else None
+    if bias is None:
+        return out
+    return make("add", out, bias if beta == 1.0 else make("mul", bias, const(beta, bias.dtype)))
+
+
+def _reciprocal(node: ir.Node, args: Args, opset: int) -> Expr:
+    x = args[0]
+    return make("div", const(1.0, None if x is None else x.dtype), x)  # type: ignore[arg-type]
+
+
+def _is_nan(node: ir.Node, args: Args, opset: int) -> Expr:
+    return make("not", make("eq", args[0], args[0]))  # type: ignore[arg-type]
+
+
+def numpy_type(kind: ir.DataType | None) -> np.dtype[Any] | None:
+    """Return the numpy type of an ONNX element type, None if there is none."""
+    if kind is None or kind in (ir.DataType.STRING, ir.DataType.UNDEFINED):
+        return None
+    return np.dtype(kind.numpy())
+
+
+_WORDS = {
+    "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Less": "lt", "LessOrEqual": "le",
+    "Equal": "eq", "And": "and", "Or": "or", "Not": "not", "Neg": "neg", "Exp": "exp", "Log": "log", "Sqrt": "sqrt",
+    "Tanh": "tanh", "Erf": "erf", "Floor": "floor", "Where": "where", "MatMul": "matmul", "Sigmoid": "sigmoid",
+    "Relu": "relu", "Expand": "expand", "Range": "range",
+}  # fmt: skip
+
+READ: dict[str, Row] = {
+    **{op: _word(word) for op, word in _WORDS.items()},
+    "Greater": _word("lt", swap=True),
+    "GreaterOrEqual": _word("le", swap=True),
+    "Max": _variadic("max"),
+    "Min": _variadic("min"),
+    "Sum": _variadic("add"),
+    "Identity": _same,
+    "Dropout": _dropout,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Transpose": _transpose,
+    "Tile": _tile,
+    "Concat": _concat,
+    "Shape": _shape,
+    "Size": _size,
+    "Slice": _slice,
+    "Split": _split,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "ConstantOfShape": _constant_of_shape,
+    "Cast": _cast,
+    "Softmax": _softmax,
+    "ReduceSum": _reduce("sum"),
+    "ReduceMean": _reduce("mean"),
+    "ReduceMax": _reduce("amax"),
+    "Gemm": _gemm,
+    "Reciprocal": _reciprocal,
+    "IsNaN": _is_nan,
+}
+
+# Opaque operators whose first output has the shape of the input of this index.
+SHAPE_OF_INPUT: dict[str, int] = {
+    **dict.fromkeys(
+        "LayerNormalization RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization BatchNormalization "
+        "InstanceNormalization GroupNormalization Clip HardSwish HardSigmoid LeakyRelu PRelu Elu Gelu FastGelu "
+        "QuickGelu BiasGelu Mish Swish Softplus Softsign Sin Cos Abs Ceil Round Sign CumSum Trilu LogSoftmax "
+        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear ScatterND ScatterElements IsInf CastLike "
+        "RotaryEmbedding BitwiseNot".split(),
+        0,
+    ),
+    "GatherElements": 1,
+}
+
+
+def opaque_shape(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
+    """Return the shape of an opaque operator's first output where it is plain."""
+    if node.op_type == "MatMulInteger" and args[0] is not None and args[1] is not None:
+        return make("matmul", args[0], args[1]).shape
+    index = SHAPE_OF_INPUT.get(node.op_type)
+    source = args[index] if index is not None and index < len(args) else None
+    return None if source is None else source.shape

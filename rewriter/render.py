@@ -1,0 +1,259 @@
+"""Reports as text for people: tables with right-aligned numbers and units, reasons in full.
+
+On a terminal tables fit its width and fold; anywhere else they are plain and as wide as they need, so that
+``grep`` finds a whole row on one line. Setting ``COLUMNS`` chooses a width.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from rewriter.doctor import DoctorReport, KernelRow
+from rewriter.report import (
+    ApplyCheck,
+    ApplyReport,
+    BenchCase,
+    BenchReport,
+    DeclineRow,
+    OutputError,
+    Report,
+    ShowReport,
+    SiteError,
+    SiteRow,
+    Story,
+    Timing,
+    VerifyReport,
+    WhyReport,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+UNBOUNDED = 10_000  # columns: wider than any row, so nothing folds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Where text goes: its width in columns, and whether escape codes are welcome."""
+
+    width: int
+    color: bool
+
+    @classmethod
+    def of(cls, stream: TextIO) -> Page:
+        """Return the page of a terminal, or the endless plain page of a pipe or file."""
+        if stream.isatty():
+            return cls(width=shutil.get_terminal_size().columns, color="NO_COLOR" not in os.environ)
+        columns = os.environ.get("COLUMNS", "")
+        return cls(width=int(columns) if columns.isdecimal() and int(columns) else UNBOUNDED, color=False)
+
+
+def text(report: Report, page: Page | None = None) -> str:
+    """Return the report as text for this page, by default that of standard output."""
+    return lay_out(FORMS[type(report)](report), page)
+
+
+def lay_out(parts: Iterable[RenderableType], page: Page | None = None) -> str:
+    """Return parts (strings and tables) as text, without blanks at the ends of lines."""
+    from rich.console import Console
+
+    page = page or Page.of(sys.stdout)
+    console = Console(
+        file=io.StringIO(), width=page.width, force_terminal=page.color, no_color=not page.color, emoji=False,
+        markup=False, highlight=False, soft_wrap=False,
+    )  # fmt: skip
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table; a head that starts with ``>`` makes a right-aligned column of numbers."""
+    from rich import box
+    from rich.table import Table
+
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for head in heads:
+        number = head.startswith(">")
+        side: Literal["right", "left"] = "right" if number else "left"
+        result.add_column(head.lstrip(">"), justify=side, no_wrap=number, overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def _show(report: ShowReport) -> Iterable[RenderableType]:
+    opset = f", opset {report.opset}" if report.opset is not None else ""
+    found = f"{_count(len(report.sites), 'site')}, {len(report.declines)} not read"
+    yield f"{report.model} ({report.host}{opset}): {found}"
+    if report.sites:
+        yield ""
+        heads = ("site", "reads as", ">heads", ">width", "mask", "anchor")
+        yield table(heads, map(_site, report.sites))
+    if report.declines:
+        yield "\nnot read:"
+    for row in report.declines:
+        yield from _decline(row)
+
+
+def _site(row: SiteRow) -> Sequence[str]:
+    heads, width = _pair(row.heads, row.kv_heads), _pair(row.head_width, row.value_width)
+    return (row.id, row.reads_as, heads, width, row.mask, row.anchor)
+
+
+def _pair(one: int | None, other: int | None) -> str:
+    """Return both numbers, or one where they agree; ? is for what the graph does not say."""
+    first, second = ("?" if n is None else str(n) for n in (one, other))
+    return first if first == second else f"{first}/{second}"
+
+
+def _decline(row: DeclineRow) -> Iterable[RenderableType]:
+    yield _indented(f"{row.anchor} ({row.kind})", 2)
+    yield _indented(row.reason + (f" [at {row.at}]" if row.at and row.at != row.anchor else ""), 4)
+
+
+def _indented(line: str, columns: int) -> RenderableType:
+    from rich.padding import Padding
+
+    return Padding(line, (0, 0, 0, columns), expand=False)
+
+
+def _why(report: WhyReport) -> Iterable[RenderableType]:
+    yield f"{report.model}: {_count(len(report.stories), 'story', 'stories')}, nearest miss first"
+    for story in report.stories:
+        yield ""
+        yield from _story(story)
+
+
+def _story(story: Story) -> Iterable[RenderableType]:
+    yield f"{story.id}  {story.anchor}: {story.outcome}"
+    if story.steps:
+        yield ""
+        yield table(
+            (">step", "node", "met", "meaning"),
+            ((str(n), s.node, s.met, s.meaning) for n, s in enumerate(story.steps, 1)),
+        )
+    for name, answer in story.rules.items():
+        yield _indented(f"rule {name}: {answer}", 2)
+
+
+def _apply(report: ApplyReport) -> Iterable[RenderableType]:
+    where = f" → {report.output}" if report.output else ", nothing written"
+    yield f"{report.model}: {report.rewritten} of {_count(report.sites, 'site')} rewritten{where}"
+    if report.plan:
+        yield ""
+        yield from (_indented(line, 2) for line in report.plan)
+    if report.kernels:
+        yield ""
+        yield _sites(report.kernels, report.verify)
+    if report.verify:
+        yield from _check(report.verify)
+    if report.declined:
+        yield "\nnot rewritten:"
+        yield from (_indented(f"{row.site}, {row.rule}: {row.reason}", 2) for row in report.declined)
+
+
+def _sites(kernels: Mapping[str, str], check: ApplyCheck | None) -> Table:
+    """Return one row per rewritten site: what runs it, and its relative L2 errors where measured."""
+    errors = {row.site: row for row in check.sites} if check else {}
+    heads = ["site", "runs on"]
+    if errors:
+        heads += [">rewrite", ">kernel", ">original", ">top-k"]
+    rows = ((site, kernel, *_errors(errors.get(site))) for site, kernel in kernels.items())
+    return table(heads, (row[: len(heads)] for row in rows))
+
+
+def _errors(row: SiteError | None) -> Sequence[str]:
+    if row is None:
+        return ("", "", "", "")
+    return tuple(_error(x) for x in (row.rewrite, row.kernel, row.original, row.approximation))
+
+
+def _check(check: ApplyCheck) -> Iterable[RenderableType]:
+    yield "relative L2 error of each site alone, against fp64: of the rewrite (k = all), of what will run,"
+    yield "of the original as it ran, and of the k asked for"
+    yield "\nend to end, the rewrite itself (k = all):"
+    yield from _verify(check.rewrite)
+    if check.approximation:
+        yield "\nend to end, with the k asked for:"
+        yield _outputs(check.approximation.outputs)
+    if check.rolled_back:
+        yield f"\nrolled back: {', '.join(check.rolled_back)}"
+
+
+def _verify(report: VerifyReport) -> Iterable[RenderableType]:
+    yield _outputs(report.outputs)
+    verdict = "passed" if report.passed else "FAILED"
+    cases = f"; worst of: {', '.join(report.cases)}" if report.cases else ""
+    yield f"{verdict} (tolerance: relative L2 {report.tolerance:.0e}{cases})"
+
+
+def _outputs(rows: Sequence[OutputError]) -> Table:
+    return table(("output", ">max abs", ">rel L2", ">cosine", ">same argmax"), map(_output, rows))
+
+
+def _output(row: OutputError) -> Sequence[str]:
+    same = f"{100 * row.argmax_agreement:.1f} %"
+    return (row.name, _error(row.max_abs), _error(row.rel_l2), f"{row.cosine:.6f}", same)
+
+
+def _bench(report: BenchReport) -> Iterable[RenderableType]:
+    yield f"a = {report.a}\nb = {report.b}\n"
+    heads = (
+        "case", ">threads", ">a ms", ">a min", ">a MB", ">b ms", ">b min", ">b MB", ">a/b",
+    )  # fmt: skip
+    yield table(heads, map(_case, report.cases))
+    yield "ms: median, min: fastest, MB: peak memory above the idle session; a/b above 1: b is faster"
+
+
+def _case(case: BenchCase) -> Sequence[str]:
+    dims = " ".join(f"{name}={n}" for name, n in case.dims.items())
+    return (dims, str(case.threads), *_timing(case.a), *_timing(case.b), f"{case.ratio:.2f}")
+
+
+def _timing(timing: Timing) -> Sequence[str]:
+    return (f"{timing.median_ms:.2f}", f"{timing.min_ms:.2f}", f"{timing.peak_mb:.1f}")
+
+
+def _doctor(report: DoctorReport) -> Iterable[RenderableType]:
+    yield f"Python {report.python} on {report.platform}\n"
+    yield table(("package", "version"), ((n, v or "not installed") for n, v in report.versions.items()))
+    yield f"\nkernel library: {report.library or 'none'}"
+    if report.kernels:
+        heads = ("op", "kernel", "isa", "types", "usable here")
+        yield table(heads, map(_kernel, report.kernels))
+    yield ""
+    for check in report.checks:
+        yield f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.found}"
+        if check.advice:
+            yield _indented(check.advice, 6)
+
+
+def _kernel(row: KernelRow) -> Sequence[str]:
+    return (row.op, row.name, row.isa, " ".join(row.dtypes), "yes" if row.usable else f"no: {row.reason}")
+
+
+def _error(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}"
+
+
+def _count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {
+    ShowReport: _show,
+    WhyReport: _why,
+    ApplyReport: _apply,
+    VerifyReport: _verify,
+    BenchReport: _bench,
+    DoctorReport: _doctor,
+}

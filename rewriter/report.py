@@ -1,0 +1,192 @@
+"""What show, apply, verify and bench answer: plain data, printed as tables or as JSON.
+
+``to_dict`` of each report is exactly what ``--json`` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Base of all reports: fields become JSON keys of the same name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data."""
+        shown = [f.name for f in dataclasses.fields(self) if f.metadata.get("json", True)]
+        return {name: _plain(getattr(self, name)) for name in shown}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Report):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRow(Report):
+    """One attention or feed-forward block that was read."""
+
+    id: str
+    kind: str  # "attention" | "feed-forward"
+    reads_as: str  # one line in formula form, e.g. "softmax(0.125 q·kᵀ + bias) v"
+    heads: int | None
+    kv_heads: int | None
+    head_width: int | None
+    value_width: int | None
+    scale: float | None
+    mask: str
+    softcap: float | None
+    anchor: str  # name of the anchor node
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclineRow(Report):
+    """One softmax that was not read as attention, and why."""
+
+    kind: str
+    anchor: str
+    reason: str
+    at: str  # the node where reading stopped
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowReport(Report):
+    """The sites of a model and the softmaxes that are not sites."""
+
+    model: str
+    host: str  # "onnx" | "fx"
+    opset: int | None
+    sites: Sequence[SiteRow]
+    declines: Sequence[DeclineRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Report):
+    """One peel of a reader: what it met and what that meant."""
+
+    node: str
+    met: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story(Report):
+    """The full story of one site or decline: every peel, and how far each rule gets."""
+
+    id: str
+    anchor: str
+    outcome: str  # "attention" or the decline's reason
+    steps: Sequence[Step]
+    rules: Mapping[str, str]  # rule name: "applies" or the reason why not
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhyReport(Report):
+    """Stories, nearest miss first."""
+
+    model: str
+    stories: Sequence[Story]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputError(Report):
+    """Distance between two tensors of the same name: b against a."""
+
+    name: str
+    max_abs: float
+    rel_l2: float
+    cosine: float
+    argmax_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport(Report):
+    """Two models compared on the same inputs."""
+
+    outputs: Sequence[OutputError]
+    tolerance: float
+    passed: bool
+    cases: Sequence[str] = ()  # the input cases that were run, worst case reported per output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal(Report):
+    """A rule that does not apply to a site, or was rolled back."""
+
+    site: str
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteError(Report):
+    """A site's own check: relative L2 errors against fp64."""
+
+    site: str
+    rewrite: float  # the plan (with k = all) against the original region, both in fp64
+    kernel: float | None  # the operation as it will run against the plan in fp64
+    original: float | None  # the original region as it ran against fp64
+    approximation: float | None  # the k asked for against k = all, fp64; None for exact rules
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyCheck(Report):
+    """What ``apply`` measured before it let the result out."""
+
+    sites: Sequence[SiteError]
+    rewrite: VerifyReport  # original against result with every LIMIT rule at its limit (k = all)
+    approximation: VerifyReport | None  # original against the result as asked; None if all rules are exact
+    rolled_back: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyReport(Report):
+    """What was rewritten, what was not and why, and what it cost in accuracy."""
+
+    model: str
+    sites: int
+    rewritten: int
+    declined: Sequence[Refusal]
+    kernels: Mapping[str, str]  # site: kernel name, or "function body"
+    output: str | None
+    verify: ApplyCheck | None
+    plan: Sequence[str] = field(default=())  # one line per rewritten site, for --dry-run and people
+    result: Any = field(default=None, repr=False, metadata={"json": False})  # the rewritten model, for Python
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Report):
+    """One model in one case."""
+
+    median_ms: float
+    min_ms: float
+    peak_mb: float  # highest resident memory while running, above that of the loaded, idle session
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchCase(Report):
+    """Two models timed in turn on the same inputs; ratio = a / b, above 1 when b is faster."""
+
+    dims: Mapping[str, int]
+    threads: int
+    a: Timing
+    b: Timing
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport(Report):
+    """All cases of one bench run."""
+
+    a: str
+    b: str
+    cases: Sequence[BenchCase]

@@ -1,0 +1,88 @@
+"""ONNX Runtime sessions, with our kernels where they are installed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rewriter.errors import GraftError
+from rewriter.inputs import Feeds
+from runtime_ops import kernels
+
+MIN_RUNTIME = (1, 18)  # the first that tells function bodies apart by overload
+
+
+def check_runtime() -> None:
+    """Raise GraftError if the installed ONNX Runtime is too old."""
+    import onnxruntime
+
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < MIN_RUNTIME:
+        need = ".".join(map(str, MIN_RUNTIME))
+        raise GraftError(f"ONNX Runtime {onnxruntime.__version__} is too old; graft needs {need} or later")
+
+
+def have_kernels() -> bool:
+    """Return whether a kernel library is there; one of another version is an error, not an absence.
+
+    Raises:
+        GraftError: the library does not belong to this package.
+    """
+    if kernels.library_path() is None:
+        return False
+    try:
+        kernels.load()
+    except kernels.LibraryError as error:
+        raise GraftError(str(error)) from error
+    return True
+
+
+def open_session(path: str | os.PathLike[str], *, threads: int = 0, optimize: bool = True, ours: bool = True) -> Any:
+    """Return a session on the CPU.
+
+    Args:
+        path: the model.
+        threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
+        optimize: whether ONNX Runtime may rewrite the graph.
+        ours: whether to register our kernels, where they are installed.
+
+    Raises:
+        GraftError: ONNX Runtime cannot load the model.
+    """
+    import onnxruntime
+
+    check_runtime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if ours and have_kernels():
+        kernels.register(options)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises types of its own, one per status code
+        raise GraftError(f"{path}: ONNX Runtime cannot load this model: {_first_line(error)}") from error
+
+
+def run(session: Any, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+    """Return the outputs of one run.
+
+    Raises:
+        GraftError: ONNX Runtime fails on these inputs.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [np.asarray(x) for x in session.run(outputs, feeds)]
+    except Exception as error:  # as above
+        raise GraftError(f"the model does not run on these inputs: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,124 @@
+"""A site's own proof: the original region, the plan and the kernel, all against float64 on captured tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewriter import sessions
+from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.inputs import Case
+from rewriter.plan import Plan
+from rewriter.report import SiteError
+from rewriter.compare import relative
+from runtime_ops import interpret
+from runtime_ops.spec import DOMAIN, VERSION
+from runtime_ops.to_onnx import Bodies, Writer
+from runtime_ops.words import Expr
+
+STRUCTURAL = 1e-6  # plan against region, both in float64: only constants are rounded to float32
+ROUNDING = 1e-5  # kernel against float64 where the original itself is closer than half of that
+NEAR_TIES = 1e-2  # selection in float32 may keep another of two nearly equal keys
+
+Leaves = dict[ir.Value, np.ndarray]
+
+
+def leaves(plan: Plan) -> list[ir.Value]:
+    """Return the values of the graph that a plan reads."""
+    found: dict[ir.Value, None] = {}
+    for expr in plan.values.values():
+        for node in interpret.topological(expr, {}):
+            if node.word == "input" and isinstance(node.handle, ir.Value):
+                found[node.handle] = None
+    return list(found)
+
+
+def capture(model: ir.Model, wanted: Sequence[ir.Value], folder: Path, found: Sequence[Case]) -> list[Leaves]:
+    """Return the values of tensors of the main graph in every case, by running the model with more outputs."""
+    graph = model.graph
+    have = {value for value in graph.outputs}
+    inside = [v for v in wanted if v.producer() is not None and v.producer().graph is graph]  # type: ignore[union-attr]
+    graph.outputs.extend(v for v in inside if v not in have)
+    path = folder / "captured.onnx"
+    try:
+        ir.save(model, path, external_data="captured.data")
+    finally:
+        del graph.outputs[len(have) :]
+    session = sessions.open_session(path, ours=False, optimize=False)
+    names = [str(v.name) for v in inside]
+    taken = []
+    for case in found:
+        values: Leaves = dict(zip(inside, sessions.run(session, case.feeds, names), strict=True))
+        values.update({v: case.feeds[v.name] for v in wanted if v.name in case.feeds and v.is_graph_input()})
+        values.update({v: v.const_value.numpy() for v in wanted if v.const_value is not None})
+        taken.append(values)
+    return taken
+
+
+def check(
+    graphs: OnnxGraphs, site: str, plan: Plan, limit: Plan | None, captured: Sequence[Leaves], folder: Path
+) -> SiteError | None:
+    """Return the worst errors of a site over all cases; None where its tensors were not captured.
+
+    Args:
+        graphs: the original.
+        site: its name.
+        plan: the edit that was made.
+        limit: the edit at which the rule is exact, if it is not exact as it stands.
+        captured: for each case, the tensors that the plan reads and the site's output.
+        folder: where a model of the site alone may be written.
+    """
+    rows = []
+    for handle, expr in plan.values.items():
+        region = graphs.exprs[handle]
+        exact = expr if limit is None else limit.values[handle]
+        session = _alone(expr, leaves(plan), folder / f"{site}.onnx")
+        for values in captured:
+            if handle in values and all(leaf in values for leaf in leaves(plan)):
+                rows.append(_errors(region, expr, exact, session, values))
+    if not rows:
+        return None
+    worst = [max(column) for column in zip(*rows, strict=True)]
+    approximation = None if limit is None else worst[3]
+    return SiteError(site=site, rewrite=worst[0], kernel=worst[1], original=worst[2], approximation=approximation)
+
+
+def _errors(region: Expr, expr: Expr, exact: Expr, session: Any, values: Leaves) -> tuple[float, float, float, float]:
+    inner = {value: array for value, array in values.items() if value is not region.handle}
+    truth, planned, best = (interpret.golden(e, inner) for e in (region, expr, exact))
+    feeds = {f"leaf_{i}": np.ascontiguousarray(inner[v]) for i, v in enumerate(session.leaves)}
+    out = sessions.run(session.session, feeds)[0]
+    return relative(truth, best), relative(planned, out), relative(truth, values[region.handle]), relative(best, planned)
+
+
+class _alone:  # noqa: N801 - used as a function
+    """A session of one plan alone, with the tensors that it reads as inputs."""
+
+    def __init__(self, expr: Expr, read: Sequence[ir.Value], path: Path) -> None:
+        self.leaves = list(read)
+        inputs = {v: ir.val(f"leaf_{i}", v.dtype) for i, v in enumerate(read)}
+        for value, own in inputs.items():
+            own.shape = ir.Shape([None] * len(value.shape)) if value.shape is not None else None
+        bodies = Bodies()
+        writer = Writer(21, inputs, bodies=bodies)
+        out = writer.value(expr)
+        graph = ir.Graph(list(inputs.values()), [out], nodes=writer.nodes, name="site", opset_imports={"": 21, DOMAIN: VERSION})
+        ir.save(ir.Model(graph, ir_version=10, functions=bodies.functions), path)
+        self.session = sessions.open_session(path)
+
+
+def failure(error: SiteError) -> str | None:
+    """Return why a site's errors are too large, or None."""
+    if not error.rewrite <= STRUCTURAL:
+        return f"the rewrite differs from the original by {error.rewrite:.2g} in float64"
+    if error.kernel is not None and error.original is not None:
+        allowed = max(2 * error.original, ROUNDING if error.approximation is None else NEAR_TIES)
+        if not error.kernel <= allowed:
+            return f"the operation is off by {error.kernel:.2g} from float64, the original by {error.original:.2g}"
+    return None
+
+

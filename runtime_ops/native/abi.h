@@ -1,0 +1,82 @@
+// The plain C interface of graft's kernel libraries. Kernel files, the ONNX Runtime glue and ctypes all
+// speak these structs; nothing here depends on Python, torch or ONNX Runtime.
+#ifndef GRAFT_ABI_H_
+#define GRAFT_ABI_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define GRAFT_EXPORT __declspec(dllexport)
+#else
+#define GRAFT_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Raised whenever a struct below changes; Python refuses a library that answers another number.
+#define GRAFT_ABI_VERSION 1
+
+enum { GRAFT_MAX_RANK = 5 };
+
+// Element types, numbered as in ONNX TensorProto.DataType.
+enum graft_dtype { GRAFT_F32 = 1, GRAFT_I64 = 7, GRAFT_BOOL = 9, GRAFT_F16 = 10, GRAFT_BF16 = 16 };
+
+// A strided view. data == NULL means that an optional tensor is absent. Strides count elements and are 0
+// along a broadcast axis; the last axis of q, k, v and out always has stride 1.
+typedef struct graft_tensor {
+  void* data;
+  int32_t dtype;
+  int32_t rank;
+  int64_t shape[GRAFT_MAX_RANK];
+  int64_t strides[GRAFT_MAX_RANK];
+} graft_tensor;
+
+// How a kernel runs independent tasks: run(pool, total, task, state) calls task(state, i) once for every
+// i in [0, total), on any thread, and returns when all have ended. `threads` is a hint for splitting work.
+// `instance` gives a distinct number in [0, threads] to tasks running at the same time only where the
+// caller can provide it; kernels that need scratch allocate it per task instead.
+typedef void (*graft_task)(void* state, int64_t index);
+typedef struct graft_pool {
+  void* pool;
+  void (*run)(void* pool, int64_t total, graft_task task, void* state);
+  int32_t threads;
+} graft_pool;
+
+// Arguments of ai.graft::TopKAttention. Axes by letter: q [b h s d], k [b g t d], v [b g t e],
+// bias broadcast to [b h s t] (rank 4, stride 0 where broadcast), key_mask [b t] (1 = visible),
+// past_length int64 [b] (stride 0 when one value serves all), out [b h s e]. The batch axis of q, k and v
+// may be broadcast (stride 0). h % g == 0; query head i reads key head i / (h / g).
+typedef struct graft_topk_attention {
+  graft_tensor q, k, v, bias, key_mask, past_length, out;
+  int64_t top_k;   // keys kept per row; 0 = all
+  float scale;     // multiplies q.k
+  float softcap;   // 0 = none; else score = softcap * tanh(score / softcap), before bias
+  int32_t causal;  // 1: key j is visible to query i only if j <= i + past_length
+  int32_t reserved;
+} graft_topk_attention;
+
+// Every function that can fail returns NULL, or a sentence that lives as long as the library.
+GRAFT_EXPORT int32_t graft_abi_version(void);
+GRAFT_EXPORT const char* graft_version(void);  // the distribution's version, e.g. "0.1.0"
+
+// JSON array of kernel rows: {"op","name","isa","dtypes":[...],"limits":{...},"rank","usable":bool,"reason"}.
+GRAFT_EXPORT const char* graft_list_kernels(void);
+
+// isa: NULL or "" = the best usable row ("scalar", "avx2", "avx512", ... force one; unusable: an error).
+// The environment variable GRAFT_ISA caps the choice when isa is NULL.
+// pool: NULL = run on the calling thread.
+GRAFT_EXPORT const char* graft_run_topk_attention(const graft_topk_attention* args, const char* isa,
+                                                  const graft_pool* pool);
+
+// The name of the row that graft_run_topk_attention would use, or NULL with *reason set.
+GRAFT_EXPORT const char* graft_pick_topk_attention(const graft_topk_attention* args, const char* isa,
+                                                   const char** reason);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // GRAFT_ABI_H_

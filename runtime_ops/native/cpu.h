@@ -1,0 +1,17 @@
+// Which instruction sets this processor and its operating system offer.
+#ifndef GRAFT_CPU_H_
+#define GRAFT_CPU_H_
+
+namespace graft {
+
+// In rising order: every level includes those before it.
+enum class Isa { scalar, avx2, avx512, avx512vnni };
+
+Isa detected_isa();
+const char* isa_name(Isa isa);
+bool parse_isa(const char* name, Isa* isa);  // false: no such name
+const char* isa_names();                     // for messages
+
+}  // namespace graft
+
+#endif  // GRAFT_CPU_H_

@@ -1,0 +1,261 @@
+// Attention over every visible key, in tiles with a running maximum (Milakov and Gimelshein 2018; Dao et al.
+// 2022). Query rows lie in vector lanes and keys are broadcast: maxima and sums stay in their lane, neither K nor
+// V needs packing, and leaving out a masked key costs nothing.
+#ifndef GRAFT_EXACT_H_
+#define GRAFT_EXACT_H_
+
+#include "bound.h"
+
+namespace graft {
+namespace {
+
+// Rows that share a vector register file's width. Matrices are [d, key or e][width].
+struct Panel {
+  int64_t first, rows;
+  Span limits;
+  float *q, *o, *max, *sum;
+  int64_t* limit;
+};
+
+struct ExactScratch {
+  float *rows, *k, *v, *scores, *bias;
+  Tile* tile;
+  Panel* panels;
+};
+
+struct ExactJob {
+  const Problem* p;
+  Workspaces* spaces;
+  const float* key_norms;  // per (b, g), only where key_bias_wide
+  int64_t block_rows;
+};
+
+template <class V>
+constexpr int64_t panel_width() { return V::panel * V::lanes; }
+
+template <class V>
+inline ExactScratch cut_exact(const Problem& p, int64_t block_rows, Arena* arena) {
+  constexpr int64_t width = panel_width<V>();
+  const int64_t panels = ceil_div(block_rows, width);
+  ExactScratch x;
+  x.rows = arena->take<float>(most(block_rows * p.d, width * kTile));
+  x.k = arena->take<float>(kTile * p.d);
+  x.v = arena->take<float>(kTile * p.e);
+  x.scores = arena->take<float>(kTile * width);
+  x.bias = arena->take<float>(p.row_bias ? kTile * width : 0);
+  x.tile = arena->take<Tile>(1);
+  x.panels = arena->take<Panel>(panels);
+  return x;
+}
+
+template <class V>
+inline void cut_panels(const Problem& p, int64_t count, bool begin, Arena* arena, Panel* panels) {
+  constexpr int64_t width = panel_width<V>();
+  for (int64_t i = 0; i < count; ++i) {
+    Panel a;
+    a.q = arena->take<float>(width * p.d);
+    a.o = arena->take<float>(width * p.e);
+    a.max = arena->take<float>(width);
+    a.sum = arena->take<float>(width);
+    a.limit = arena->take<int64_t>(width);
+    if (begin) panels[i] = a;
+  }
+}
+
+// Vectors that a panel of so many rows needs: the whole width, or a half or quarter of it.
+template <class V>
+inline int vectors_for(int64_t rows) {
+  int vectors = V::panel;
+  while (vectors > 1 && rows <= vectors / 2 * V::lanes) vectors /= 2;
+  return vectors;
+}
+
+template <class V>
+inline void begin_panel(const Problem& p, const Block& k, int64_t index, const float* queries, Panel* a) {
+  constexpr int64_t full = panel_width<V>();
+  a->first = index * full;
+  a->rows = least(full, k.rows - a->first);
+  a->limits = {p.t, -1};
+  const int64_t width = vectors_for<V>(a->rows) * V::lanes;
+  pack_transposed<V>(queries + a->first * p.d, p.d, a->rows, p.d, a->q, width);
+  for (int64_t i = 0; i < p.e * width; ++i) a->o[i] = 0.0f;
+  for (int64_t r = 0; r < width; ++r) {
+    a->max[r] = -kInf;
+    a->sum[r] = 0.0f;
+    a->limit[r] = limit_of(p, k, a->first + least(r, a->rows - 1));
+    a->limits = {least(a->limits.least, a->limit[r]), most(a->limits.most, a->limit[r])};
+  }
+}
+
+template <class V, class Function>
+inline void for_scores(int64_t count, int64_t width, float* scores, Function function) {
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t x = 0; x < width; x += V::lanes) {
+      float* at = scores + j * width + x;
+      V::store(at, function(V::load(at), j, x));
+    }
+  }
+}
+
+template <class V>
+inline typename V::F cap_score(typename V::F score, float softcap) {
+  return V::mul(V::set1(softcap), vtanh<V>(V::div(score, V::set1(softcap))));
+}
+
+// How many of the tile's keys each lane sees: ids ascend, so these come first.
+inline void count_visible(const Tile& tile, const int64_t* limit, int64_t width, float* visible) {
+  for (int64_t r = 0; r < width; ++r) {
+    int64_t n = least(tile.count, most<int64_t>(0, limit[r] - tile.ids[0] + 1));
+    if (!tile.adjoining) {
+      while (n > 0 && tile.ids[n - 1] > limit[r]) --n;
+    }
+    visible[r] = static_cast<float>(n);
+  }
+}
+
+// Softcap, biases and the causal mask, each in its own pass and only where it applies.
+template <class V>
+inline void adjust(const Problem& p, const Tile& tile, const Panel& a, int64_t width, bool biased,
+                   const ExactScratch& x) {
+  using F = typename V::F;
+  if (p.args.softcap != 0.0f) {
+    for_scores<V>(tile.count, width, x.scores, [&](F s, int64_t, int64_t) { return cap_score<V>(s, p.args.softcap); });
+  }
+  if (biased) {
+    for_scores<V>(tile.count, width, x.scores,
+                  [&](F s, int64_t j, int64_t) { return V::add(s, V::set1(tile.bias[j])); });
+  }
+  if (p.row_bias) {
+    for_scores<V>(tile.count, width, x.scores,
+                  [&](F s, int64_t j, int64_t r) { return V::add(s, V::load(x.bias + j * width + r)); });
+  }
+  if (tile.ids[tile.count - 1] > a.limits.least) {
+    float visible[V::panel * V::lanes];
+    count_visible(tile, a.limit, width, visible);
+    for_scores<V>(tile.count, width, x.scores, [&](F s, int64_t j, int64_t r) {
+      return V::blend(V::gt(V::load(visible + r), V::set1(static_cast<float>(j))), s, V::set1(-kInf));
+    });
+  }
+}
+
+// Brings what was summed so far to the new maximum.
+template <class V, int RN>
+inline void raise_max(int64_t e, const typename V::F* high, Panel* a) {
+  using F = typename V::F;
+  constexpr int64_t width = RN * V::lanes;
+  F factor[RN];
+  bool raised = false;
+  for (int x = 0; x < RN; ++x) {
+    const F old = V::load(a->max + x * V::lanes);
+    raised = raised || V::any(V::gt(high[x], old));
+    // Where both are -inf there is nothing to scale, and inf - inf must not make a NaN.
+    factor[x] = V::blend(V::eq(high[x], old), V::set1(1.0f), vexp<V>(V::sub(old, high[x])));
+  }
+  if (!raised) return;
+  for (int x = 0; x < RN; ++x) {
+    V::store(a->max + x * V::lanes, high[x]);
+    V::store(a->sum + x * V::lanes, V::mul(V::load(a->sum + x * V::lanes), factor[x]));
+  }
+  for (int64_t i = 0; i < e; ++i) {
+    for (int x = 0; x < RN; ++x) {
+      float* at = a->o + i * width + x * V::lanes;
+      V::store(at, V::mul(V::load(at), factor[x]));
+    }
+  }
+}
+
+// Scores become exp(score - maximum so far); sums follow.
+template <class V, int RN>
+inline void exponentials(int64_t e, int64_t count, float* scores, Panel* a) {
+  using F = typename V::F;
+  constexpr int64_t width = RN * V::lanes;
+  F high[RN], sum[RN];
+  for (int x = 0; x < RN; ++x) high[x] = V::load(a->max + x * V::lanes), sum[x] = V::set1(0.0f);
+  for (int64_t j = 0; j < count; ++j) {
+#pragma GCC unroll 8
+    for (int x = 0; x < RN; ++x) high[x] = V::max(V::load(scores + j * width + x * V::lanes), high[x]);
+  }
+  raise_max<V, RN>(e, high, a);
+  for (int x = 0; x < RN; ++x) high[x] = V::blend(V::eq(high[x], V::set1(-kInf)), V::set1(0.0f), high[x]);
+  for (int64_t j = 0; j < count; ++j) {
+#pragma GCC unroll 8
+    for (int x = 0; x < RN; ++x) {
+      float* at = scores + j * width + x * V::lanes;
+      const F weight = vexp<V>(V::sub(V::load(at), high[x]));
+      V::store(at, weight);
+      sum[x] = V::add(sum[x], weight);
+    }
+  }
+  for (int x = 0; x < RN; ++x) {
+    float* at = a->sum + x * V::lanes;
+    V::store(at, V::add(V::load(at), sum[x]));
+  }
+}
+
+// The panel's part of a bias that varies along s, keys by rows. False if it hides the whole tile.
+template <class V>
+inline bool load_bias(const Problem& p, const Block& k, const Panel& a, int64_t width, const ExactScratch& x) {
+  float high = -kInf;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    float* row = x.rows + r * kTile;
+    load_row_bias<V>(p, k, *x.tile, a.first + r, row);
+    for (int64_t j = 0; j < x.tile->count; ++j) high = row[j] <= high ? high : row[j];
+  }
+  if (high == -kInf) return false;
+  pack_transposed<V>(x.rows, kTile, a.rows, x.tile->count, x.bias, width);
+  return true;
+}
+
+template <class V, int RN>
+inline void visit_panel(const Problem& p, const Block& k, Rows keys, Rows values, bool biased,
+                        const ExactScratch& x, Panel* a) {
+  const Tile& tile = *x.tile;
+  if (tile.ids[0] > a->limits.most) return;
+  if (p.row_bias && !load_bias<V>(p, k, *a, RN * V::lanes, x)) return;
+  product<V, RN, false>(tile.count, keys.data, keys.stride, 1, a->q, p.d, x.scores);
+  adjust<V>(p, tile, *a, RN * V::lanes, biased, x);
+  exponentials<V, RN>(p.e, tile.count, x.scores, a);
+  product<V, RN, true>(p.e, values.data, 1, values.stride, x.scores, tile.count, a->o);
+}
+
+// Chooses the instance of visit_panel for the panel's width.
+template <class V, int RN = V::panel>
+inline void visit(const Problem& p, const Block& k, Rows keys, Rows values, bool biased, const ExactScratch& x,
+                  Panel* a) {
+  if constexpr (RN > 1) {
+    if (vectors_for<V>(a->rows) < RN) return visit<V, RN / 2>(p, k, keys, values, biased, x, a);
+  }
+  visit_panel<V, RN>(p, k, keys, values, biased, x, a);
+}
+
+template <class V>
+inline void end_panel(const Problem& p, const Block& k, const Panel& a) {
+  const int64_t width = vectors_for<V>(a.rows) * V::lanes;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    store_row(p, k, a.first + r, a.o + r, width, a.sum[r] > 0.0f ? 1.0f / a.sum[r] : 0.0f);
+  }
+}
+
+template <class V>
+inline void exact_block(const ExactJob& job, const Block& k, void* space) {
+  const Problem& p = *job.p;
+  Arena arena(space);
+  const ExactScratch x = cut_exact<V>(p, job.block_rows, &arena);
+  const int64_t panels = ceil_div(k.rows, panel_width<V>());
+  cut_panels<V>(p, panels, true, &arena, x.panels);
+  load_queries<V>(p, k, x.rows);
+  float bound = 0.0f;
+  if (p.key_bias_wide) bound = score_bound<V>(p, k, x.rows, job.key_norms);
+  for (int64_t i = 0; i < panels; ++i) begin_panel<V>(p, k, i, x.rows, &x.panels[i]);
+  for (Walk walk = walk_keys(p, k, bound); next_tile(&walk, x.tile);) {
+    const Rows keys = tile_rows<V>(k, p.args.k, *x.tile, p.d, x.k);
+    const Rows values = tile_rows<V>(k, p.args.v, *x.tile, p.e, x.v);
+    for (int64_t i = 0; i < panels; ++i) visit<V>(p, k, keys, values, walk.bias != nullptr, x, &x.panels[i]);
+  }
+  for (int64_t i = 0; i < panels; ++i) end_panel<V>(p, k, x.panels[i]);
+}
+
+}  // namespace
+}  // namespace graft
+
+#endif  // GRAFT_EXACT_H_

@@ -1,0 +1,73 @@
+// The entry point of a TopKAttention kernel for one vector type.
+#ifndef GRAFT_KERNEL_H_
+#define GRAFT_KERNEL_H_
+
+#include <new>
+
+#include "topk.h"
+
+namespace graft {
+namespace {
+
+// Rows of a task: enough to use each tile of keys well, few enough that every thread has several tasks.
+template <class V>
+inline int64_t exact_rows(const Problem& p) {
+  constexpr int64_t width = panel_width<V>();
+  const int64_t most_rows = round_up(64, width);
+  const int64_t tasks = most<int64_t>(1, 8 / (p.b * p.units));
+  return least(most_rows, round_up(ceil_div(p.rows, tasks), V::lanes));
+}
+
+template <class V, class Job, void (*Run)(const Job&, const Block&, void*)>
+inline void block_task(void* state, int64_t index) {
+  const Job& job = *static_cast<Job*>(state);
+  void* space = job.spaces->take();
+  if (space == nullptr) return;
+  Run(job, block_at(*job.p, job.block_rows, index), space);
+  job.spaces->give(space);
+}
+
+template <class V>
+inline const char* run_exact(const Problem& p, const float* norms) {
+  const int64_t rows = exact_rows<V>(p);
+  Arena size(nullptr);
+  cut_exact<V>(p, rows, &size);
+  cut_panels<V>(p, ceil_div(rows, panel_width<V>()), false, &size, nullptr);
+  Workspaces spaces(size.bytes());
+  ExactJob job{&p, &spaces, norms, rows};
+  run_tasks(p, block_count(p, rows), block_task<V, ExactJob, exact_block<V>>, &job);
+  return spaces.error();
+}
+
+template <class V>
+inline const char* run_topk(const Problem& p, const float* norms) {
+  const int64_t rows = topk_rows(p);
+  const Selection selection{p.top_k, capacity_for(p.top_k), 0.0f};
+  Arena size(nullptr);
+  cut_topk<V>(p, selection, rows, &size);
+  Workspaces spaces(size.bytes());
+  TopkJob job{&p, &spaces, norms, rows, selection};
+  run_tasks(p, block_count(p, rows), block_task<V, TopkJob, topk_block<V>>, &job);
+  return spaces.error();
+}
+
+template <class V>
+inline const char* run_with_norms(const Problem& p, const float* norms) {
+  return p.top_k > 0 ? run_topk<V>(p, norms) : run_exact<V>(p, norms);
+}
+
+template <class V>
+inline const char* run_kernel(const Problem& p) {
+  if (!p.key_bias_wide) return run_with_norms<V>(p, nullptr);
+  float* norms = new (std::nothrow) float[static_cast<size_t>(p.b * p.g)];
+  if (norms == nullptr) return "TopKAttention: out of memory for scratch space";
+  const char* error = find_norms<V>(p, norms);
+  if (error == nullptr) error = run_with_norms<V>(p, norms);
+  delete[] norms;
+  return error;
+}
+
+}  // namespace
+}  // namespace graft
+
+#endif  // GRAFT_KERNEL_H_

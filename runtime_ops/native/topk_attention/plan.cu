@@ -1,0 +1,266 @@
+// From the C structs to a problem and a plan, and the C interface itself.
+#include "plan.cuh"
+
+namespace graft::gpu {
+namespace {
+
+constexpr int64_t kListBudget = int64_t{512} << 20;  // bytes of scratch memory for candidate lists
+constexpr int64_t kMostKeys = 1 << 30, kMostDecodeKeys = 1 << 24;
+
+struct Device {
+  int multiprocessors = 1, shared_per_block = 0, shared_bytes = 0;
+};
+
+const char* current_device(Device* device) {
+  int id = 0;
+  cudaError_t error = cudaGetDevice(&id);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, id);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&device->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&device->shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, id);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+View view(const graft_tensor& x) {
+  View v{static_cast<char*>(x.data), {0, 0, 0, 0}};
+  for (int i = 0; i < x.rank && i < 4; ++i) v.stride[i] = x.strides[i];
+  return v;
+}
+
+bool is_float(int32_t dtype) { return dtype == GRAFT_F32 || dtype == GRAFT_F16 || dtype == GRAFT_BF16; }
+
+const char* check(const graft_topk_attention& a) {
+  for (const graft_tensor* x : {&a.q, &a.k, &a.v, &a.out}) {
+    if (x->rank != 4) return "TopKAttention on CUDA: q, k, v and the result must have rank 4";
+    if (x->dtype != a.q.dtype) return "TopKAttention on CUDA: q, k, v and the result must have one element type";
+    if (x->shape[3] > 1 && x->strides[3] != 1) return "TopKAttention on CUDA: the last axis must have stride 1";
+  }
+  if (!is_float(a.q.dtype)) return "TopKAttention on CUDA takes float, float16 and bfloat16";
+  if (a.q.shape[3] != a.k.shape[3] || a.v.shape[3] != a.out.shape[3] || a.k.shape[2] != a.v.shape[2])
+    return "TopKAttention on CUDA: the widths or lengths of q, k, v and the result do not fit together";
+  if (a.q.shape[3] > kMaxWidth || a.v.shape[3] > kMaxWidth)
+    return "TopKAttention on CUDA: heads may be up to 256 wide";
+  if (a.k.shape[1] != a.v.shape[1] || (a.k.shape[1] > 0 && a.q.shape[1] % a.k.shape[1] != 0))
+    return "TopKAttention on CUDA: the number of query heads must be a multiple of the number of key heads";
+  if (a.k.shape[2] > kMostKeys || a.q.shape[1] * a.q.shape[2] > kMostKeys)
+    return "TopKAttention on CUDA: s and t may be up to 2^30";
+  if (a.bias.data && (a.bias.rank != 4 || !is_float(a.bias.dtype)))
+    return "TopKAttention on CUDA: bias must be a float tensor, broadcast to rank 4";
+  if (a.top_k < 0) return "TopKAttention on CUDA: k must be 0 (all keys) or more";
+  return nullptr;
+}
+
+Problem problem_of(const graft_topk_attention& a) {
+  Problem p = {};
+  p.q = view(a.q), p.k = view(a.k), p.v = view(a.v), p.out = view(a.out);
+  if (a.bias.data) p.bias = view(a.bias);
+  p.bias_dtype = a.bias.dtype;
+  p.key_mask = static_cast<const uint8_t*>(a.key_mask.data);
+  p.mask_stride[0] = a.key_mask.strides[0], p.mask_stride[1] = a.key_mask.strides[1];
+  p.past = static_cast<const int64_t*>(a.past_length.data);
+  p.past_stride = a.past_length.strides[0];
+  p.b = static_cast<int>(a.out.shape[0]), p.h = static_cast<int>(a.out.shape[1]);
+  p.s = static_cast<int>(a.out.shape[2]), p.e = static_cast<int>(a.out.shape[3]);
+  p.g = static_cast<int>(a.k.shape[1]), p.t = static_cast<int>(a.k.shape[2]), p.d = static_cast<int>(a.q.shape[3]);
+  p.group = p.g > 0 ? p.h / p.g : 1;
+  p.rows = p.group * p.s;
+  p.top_k = a.top_k >= p.t ? 0 : static_cast<int>(a.top_k);
+  p.causal = a.causal, p.scale = a.scale, p.softcap = a.softcap;
+  return p;
+}
+
+bool fits_tensor_cores(const graft_topk_attention& a) {
+  if (a.q.dtype == GRAFT_F32 || a.q.shape[3] % 8 != 0 || a.v.shape[3] % 8 != 0) return false;
+  for (const graft_tensor* x : {&a.q, &a.k, &a.v}) {
+    if (reinterpret_cast<uintptr_t>(x->data) % 16 != 0) return false;
+    for (int i = 0; i < 3; ++i)
+      if (x->shape[i] > 1 && x->strides[i] % 8 != 0) return false;
+  }
+  return true;
+}
+
+int64_t works_of(const Problem& p, int tile_rows) {
+  return static_cast<int64_t>((p.rows + tile_rows - 1) / tile_rows) * p.b * p.g;
+}
+
+// Too few tiles of queries to fill the GPU: cut the keys as well, but not below 256 keys per part.
+void plan_exact(const Problem& p, const Device& device, Plan* plan) {
+  const int tall = plan->tensor ? exact_tall(plan->dim, p.rows) : 1;
+  const int64_t works = works_of(p, 16 * kWarps * tall), wanted = 4 * device.multiprocessors;
+  if (2 * works >= wanted) return;
+  const int64_t most = p.t / 256 > 1 ? p.t / 256 : 1;
+  plan->splits = static_cast<int>(wanted / works < most ? wanted / works : most);
+  if (plan->splits > 1) plan->bytes = static_cast<int64_t>(plan->splits) * p.b * p.g * p.rows * (p.e + 2) * 4;
+}
+
+constexpr int kListBytes = 16 * kWarps * 8;  // of one candidate per row of a block
+
+// How long a block's lists can be with up to four blocks per multiprocessor; 0 if even one has no room. Lists
+// should have room for 48 more than k: 32 are offered at a time, and cutting a list is worth it for some only.
+int shared_capacity(int top_k, int tile_bytes, const Device& device) {
+  for (int blocks = 4; blocks > 0; --blocks) {
+    const int each = device.shared_bytes / blocks - 1024;  // the system takes 1 KiB per block
+    const int room = ((each < device.shared_per_block ? each : device.shared_per_block) - tile_bytes) / kListBytes - 1;
+    if (room >= int64_t{top_k} + 48) return room < 2 * top_k + 64 ? room : 2 * top_k + 64;
+  }
+  return 0;
+}
+
+void plan_tiles(const Problem& p, const Device& device, Plan* plan) {
+  size_t tile_bytes = 0;
+  with_core(*plan, [&](auto core) -> const char* {
+    tile_bytes = topk_tile_bytes<decltype(core)>();
+    return nullptr;
+  });
+  const int64_t works = works_of(p, 16 * kWarps), wide = 2 * int64_t{p.top_k} + 64;
+  plan->blocks = works;
+  plan->capacity = shared_capacity(p.top_k, static_cast<int>(tile_bytes), device);
+  plan->global_lists = plan->capacity == 0;
+  if (plan->global_lists) {
+    plan->capacity = static_cast<int>(wide);
+    const int64_t bytes = (wide + 1) * kListBytes, most = kListBudget / bytes > 1 ? kListBudget / bytes : 1;
+    const int64_t wanted = works < 4 * device.multiprocessors ? works : 4 * device.multiprocessors;
+    plan->blocks = wanted < most ? wanted : most;
+    plan->bytes = plan->blocks * bytes;
+  }
+  plan->pitch = plan->capacity | 1;  // odd: rows of a tile start in different banks
+}
+
+void plan_decode(const Problem& p, Plan* plan) {
+  plan->pitch = (p.t + 3) / 4 * 4;
+  const int64_t rows = static_cast<int64_t>(p.b) * p.g * p.rows;
+  const int64_t spill = p.top_k > kPickThreads ? 2 * int64_t{p.top_k} : 0;
+  plan->bytes = rows * (plan->pitch + spill) * 4;
+}
+
+const char* make_plan(const graft_topk_attention& a, const Problem& p, Plan* plan) {
+  Device device;
+  const char* error = current_device(&device);
+  if (error) return error;
+  const int widest = p.d > p.e ? p.d : p.e;
+  *plan = Plan{Path::kNothing, a.q.dtype, fits_tensor_cores(a), widest <= 64 ? 64 : widest <= 128 ? 128 : 256, 1};
+  if (p.b == 0 || p.rows == 0 || p.e == 0) return nullptr;
+  if (p.top_k == 0) {
+    plan->path = Path::kExact;
+    plan_exact(p, device, plan);
+  } else if (p.rows <= kDecodeRows && p.t < kMostDecodeKeys) {
+    plan->path = Path::kDecode;
+    plan_decode(p, plan);
+  } else {
+    plan->path = Path::kTiles;
+    plan_tiles(p, device, plan);
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+const char* resolve(const graft_topk_attention& args, const graft_topk_attention_saved* saved, Problem* p,
+                    Plan* plan) {
+  const char* error = check(args);
+  if (error) return error;
+  *p = problem_of(args);
+  if (saved) {
+    if (args.top_k < 1 || args.top_k > p->t) return "TopKAttention on CUDA: training needs k between 1 and t";
+    p->top_k = static_cast<int>(args.top_k);
+    p->saved_scores = saved->scores;
+    p->saved_keys = saved->keys;
+  }
+  return make_plan(args, *p, plan);
+}
+
+namespace {
+
+const char* run(const graft_topk_attention& args, const graft_topk_attention_saved* saved, void* stream,
+                void* workspace, size_t workspace_bytes) {
+  Problem p;
+  Plan plan;
+  const char* error = resolve(args, saved, &p, &plan);
+  if (error) return error;
+  if (plan.bytes > static_cast<int64_t>(workspace_bytes)) return "TopKAttention on CUDA: the workspace is too small";
+  char* const scratch = static_cast<char*>(workspace);
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  if (plan.path == Path::kExact) return run_exact(p, plan, scratch, on);
+  if (plan.path == Path::kTiles) return run_tiles(p, plan, scratch, on);
+  if (plan.path == Path::kDecode) return run_decode(p, plan, scratch, on);
+  return nullptr;
+}
+
+// Where fp32 sums of d_k or d_v are made: in the gradient itself, or in scratch memory.
+struct Sums {
+  int pitch;
+  int64_t rows, scratch_bytes;
+  explicit Sums(const graft_tensor& x)
+      : pitch(static_cast<int>(x.shape[3] + 3) / 4 * 4), rows(x.shape[0] * x.shape[1] * x.shape[2]) {
+    const bool direct = x.dtype == GRAFT_F32 && x.shape[3] % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+    scratch_bytes = direct ? 0 : (bytes() + 255) / 256 * 256;
+  }
+  int64_t bytes() const { return rows * pitch * 4; }
+};
+
+const char* run_gradients(const graft_topk_attention_backward& a, Problem p, char* scratch, cudaStream_t stream) {
+  const Sums k(a.d_k), v(a.d_v);
+  float* const d_k = static_cast<float*>(k.scratch_bytes ? static_cast<void*>(scratch) : a.d_k.data);
+  float* const d_v = static_cast<float*>(v.scratch_bytes ? static_cast<void*>(scratch + k.scratch_bytes) : a.d_v.data);
+  for (cudaError_t error : {cudaMemsetAsync(d_k, 0, k.bytes(), stream), cudaMemsetAsync(d_v, 0, v.bytes(), stream)})
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  const Gradients to{view(a.d_out), view(a.d_q), d_k, d_v, k.pitch, v.pitch};
+  const char* error = run_backward(p, a.forward.q.dtype, to, stream);
+  if (!error && k.scratch_bytes) error = run_narrow(d_k, k.pitch, a.d_k, k.rows, stream);
+  if (!error && v.scratch_bytes) error = run_narrow(d_v, v.pitch, a.d_v, v.rows, stream);
+  return error;
+}
+
+}  // namespace
+}  // namespace graft::gpu
+
+using graft::gpu::Plan;
+using graft::gpu::Problem;
+
+int32_t graft_cuda_abi_version(void) { return GRAFT_CUDA_ABI_VERSION; }
+
+const char* graft_cuda_list_kernels(void) {
+  return R"([{"op":"TopKAttention","name":"tensor","isa":"sm_80","dtypes":["float16","bfloat16"],)"
+         R"("limits":{"d":256,"e":256,"multiple_of":8,"aligned":16},"rank":20,"usable":true,"reason":""},)"
+         R"({"op":"TopKAttention","name":"plain","isa":"sm_80","dtypes":["float32","float16","bfloat16"],)"
+         R"("limits":{"d":256,"e":256},"rank":10,"usable":true,"reason":""}])";
+}
+
+int64_t graft_cuda_topk_attention_workspace(const graft_topk_attention* args) {
+  // The needs of training do not differ, but k = t takes another path there: ask for the larger.
+  Problem p;
+  Plan plan, training;
+  if (graft::gpu::resolve(*args, nullptr, &p, &plan)) return -1;
+  const graft_topk_attention_saved saved = {};
+  if (args->top_k < 1 || args->top_k > p.t || graft::gpu::resolve(*args, &saved, &p, &training)) return plan.bytes;
+  return plan.bytes > training.bytes ? plan.bytes : training.bytes;
+}
+
+int64_t graft_cuda_topk_attention_backward_workspace(const graft_topk_attention_backward* args) {
+  return graft::gpu::Sums(args->d_k).scratch_bytes + graft::gpu::Sums(args->d_v).scratch_bytes;
+}
+
+const char* graft_cuda_run_topk_attention(const graft_topk_attention* args, void* stream, void* workspace,
+                                          size_t workspace_bytes) {
+  return graft::gpu::run(*args, nullptr, stream, workspace, workspace_bytes);
+}
+
+const char* graft_cuda_run_topk_attention_saving(const graft_topk_attention* args,
+                                                 const graft_topk_attention_saved* saved, void* stream,
+                                                 void* workspace, size_t workspace_bytes) {
+  return graft::gpu::run(*args, saved, stream, workspace, workspace_bytes);
+}
+
+const char* graft_cuda_run_topk_attention_backward(const graft_topk_attention_backward* args, void* stream,
+                                                   void* workspace, size_t workspace_bytes) {
+  Problem p;
+  Plan plan;
+  const char* error = graft::gpu::resolve(args->forward, &args->saved, &p, &plan);
+  if (error) return error;
+  if (graft_cuda_topk_attention_backward_workspace(args) > static_cast<int64_t>(workspace_bytes))
+    return "TopKAttention on CUDA: the workspace is too small";
+  if (plan.path == graft::gpu::Path::kNothing) return nullptr;
+  return graft::gpu::run_gradients(*args, p, static_cast<char*>(workspace), static_cast<cudaStream_t>(stream));
+}

@@ -1,0 +1,181 @@
+// Top-k attention: scores of a block of rows tile by tile, each row's k best kept by select.h, then a softmax over
+// the survivors and k rows of V. Here keys lie in vector lanes, so that a row's scores are adjacent.
+#ifndef GRAFT_TOPK_H_
+#define GRAFT_TOPK_H_
+
+#include "exact.h"
+#include "select.h"
+
+namespace graft {
+namespace {
+
+struct TopkScratch {
+  float *queries, *k, *packed, *scores, *bias, *out, *pool;
+  int64_t* limits;
+  Tile* tile;
+  Candidates* rows;
+};
+
+struct TopkJob {
+  const Problem* p;
+  Workspaces* spaces;
+  const float* key_norms;
+  int64_t block_rows;
+  Selection selection;
+};
+
+// As many rows as share a packed tile of keys well, while their candidates stay within a core's cache.
+inline int64_t topk_rows(const Problem& p) {
+  const int64_t fit = 49152 / capacity_for(p.top_k);
+  return least(p.rows, most<int64_t>(12, least<int64_t>(96, fit)));
+}
+
+// Floats between one row's candidates and the next: scores and ids, each with room for a vector behind the last.
+inline int64_t pool_stride(const Selection& s) { return 2 * (s.capacity + 64); }
+
+template <class V>
+inline TopkScratch cut_topk(const Problem& p, const Selection& s, int64_t rows, Arena* arena) {
+  TopkScratch x;
+  x.queries = arena->take<float>(rows * p.d);
+  x.k = arena->take<float>(kTile * p.d);
+  x.packed = arena->take<float>(panel_width<V>() * p.d);
+  x.scores = arena->take<float>(rows * panel_width<V>());
+  x.bias = arena->take<float>(kTile + V::lanes);
+  x.out = arena->take<float>(p.e);
+  x.pool = arena->take<float>(rows * pool_stride(s));
+  x.limits = arena->take<int64_t>(rows);
+  x.tile = arena->take<Tile>(1);
+  x.rows = arena->take<Candidates>(rows);
+  return x;
+}
+
+inline void begin_rows(const Problem& p, const Block& k, const Selection& s, const TopkScratch& x) {
+  for (int64_t r = 0; r < k.rows; ++r) {
+    float* scores = x.pool + r * pool_stride(s);
+    x.rows[r] = {scores, scores + s.capacity + 64, 0, -kInf};
+    x.limits[r] = limit_of(p, k, r);
+  }
+}
+
+// Softcap and biases of one row's `n` scores, which belong to the tile's keys from `first` on. Lanes past the
+// tile's last key get -inf from its bias.
+template <class V>
+inline void adjust_row(const Problem& p, const Tile& tile, int64_t first, int64_t n, const float* row_bias,
+                       float* scores) {
+  for (int64_t x = 0; x < n; x += V::lanes) {
+    typename V::F score = V::load(scores + x);
+    if (p.args.softcap != 0.0f) score = cap_score<V>(score, p.args.softcap);
+    if (row_bias != nullptr) score = V::add(score, V::load(row_bias + first + x));
+    V::store(scores + x, V::add(score, V::load(tile.bias + first + x)));
+  }
+}
+
+// How many of the tile's keys a row that ends at `limit` sees.
+inline int64_t visible_in(const Tile& tile, int64_t limit) {
+  if (tile.ids[tile.count - 1] <= limit) return tile.count;
+  if (tile.adjoining) return most<int64_t>(0, limit - tile.ids[0] + 1);
+  int64_t n = tile.count;
+  while (n > 0 && tile.ids[n - 1] > limit) --n;
+  return n;
+}
+
+// Scores of all rows against `width` keys of the tile, from `first` on.
+template <class V>
+inline void score_keys(const Problem& p, const Block& k, Rows keys, int64_t first, const TopkScratch& x) {
+  constexpr int64_t width = panel_width<V>();
+  const int64_t count = least(width, x.tile->count - first);
+  pack_transposed<V>(keys.data + first * keys.stride, keys.stride, count, p.d, x.packed, width);
+  product<V, V::panel, false>(k.rows, x.queries, p.d, 1, x.packed, p.d, x.scores);
+}
+
+template <class V>
+inline void offer_tile(const TopkJob& job, const Block& k, const TopkScratch& x) {
+  const Problem& p = *job.p;
+  const Tile& tile = *x.tile;
+  constexpr int64_t width = panel_width<V>();
+  const Rows keys = tile_rows<V>(k, p.args.k, tile, p.d, x.k);
+  for (int64_t first = 0; first < tile.count; first += width) {
+    score_keys<V>(p, k, keys, first, x);
+    for (int64_t r = 0; r < k.rows; ++r) {
+      const int64_t n = least(width, visible_in(tile, x.limits[r]) - first);
+      if (n <= 0) continue;
+      float* scores = x.scores + r * width;
+      if (p.row_bias) load_row_bias<V>(p, k, tile, r, x.bias);
+      adjust_row<V>(p, tile, first, n, p.row_bias ? x.bias : nullptr, scores);
+      for (int64_t j = n; j < round_up(n, V::lanes); ++j) scores[j] = -kInf;
+      offer<V>(job.selection, scores, tile.ids + first, n, &x.rows[r]);
+    }
+  }
+}
+
+// Scores become exp(score - maximum); returns their sum.
+template <class V>
+inline float weigh(Candidates* c) {
+  typename V::F high = V::set1(-kInf), sum = V::set1(0.0f);
+  for (int64_t i = 0; i < c->count; i += V::lanes) high = V::max(V::load(c->scores + i), high);
+  high = V::set1(V::reduce_max(high));
+  for (int64_t i = 0; i < c->count; i += V::lanes) {
+    const typename V::F weight = vexp<V>(V::sub(V::load(c->scores + i), high));
+    V::store(c->scores + i, weight);
+    sum = V::add(sum, weight);
+  }
+  return V::reduce_add(sum);
+}
+
+inline int32_t id_at(const Candidates& c, int64_t i) {
+  int32_t id;
+  memcpy(&id, c.ids + i, sizeof id);
+  return id;
+}
+
+// out[first ..] = sum of weight * value over the survivors, for RN vectors of the value's width.
+template <class V, int RN>
+inline void mix(const Candidates& c, const void* values, const graft_tensor& v, int64_t first, float* out) {
+  typename V::F sum[RN];
+#pragma GCC unroll 8
+  for (int x = 0; x < RN; ++x) sum[x] = V::set1(0.0f);
+  for (int64_t i = 0; i < c.count; ++i) {
+    const typename V::F weight = V::set1(c.scores[i]);
+    const void* row = element(values, v.dtype, id_at(c, i) * v.strides[2] + first);
+#pragma GCC unroll 8
+    for (int x = 0; x < RN; ++x) sum[x] = V::fma(weight, widen<V>(row, v.dtype, x * V::lanes), sum[x]);
+  }
+#pragma GCC unroll 8
+  for (int x = 0; x < RN; ++x) V::store(out + first + x * V::lanes, sum[x]);
+}
+
+template <class V>
+inline void mix_values(const Problem& p, const Block& k, const Candidates& c, float* out) {
+  const void* values = head_data(k, p.args.v);
+  int64_t i = 0;
+  for (; i + 4 * V::lanes <= p.e; i += 4 * V::lanes) mix<V, 4>(c, values, p.args.v, i, out);
+  for (; i + V::lanes <= p.e; i += V::lanes) mix<V, 1>(c, values, p.args.v, i, out);
+  for (; i < p.e; ++i) mix<Scalar, 1>(c, values, p.args.v, i, out);
+}
+
+// Cuts the row back to exactly its k best and writes its output.
+template <class V>
+inline void end_row(const Problem& p, const Block& k, int64_t r, Candidates* c, float* out) {
+  cut_back<V>({p.top_k, 0, 0.0f}, 0, c);
+  const float sum = c->count > 0 ? weigh<V>(c) : 0.0f;
+  mix_values<V>(p, k, *c, out);
+  store_row(p, k, r, out, 1, sum > 0.0f ? 1.0f / sum : 0.0f);
+}
+
+template <class V>
+inline void topk_block(const TopkJob& job, const Block& k, void* space) {
+  const Problem& p = *job.p;
+  Arena arena(space);
+  const TopkScratch x = cut_topk<V>(p, job.selection, job.block_rows, &arena);
+  begin_rows(p, k, job.selection, x);
+  load_queries<V>(p, k, x.queries);
+  float bound = 0.0f;
+  if (p.key_bias_wide) bound = score_bound<V>(p, k, x.queries, job.key_norms);
+  for (Walk walk = walk_keys(p, k, bound); next_tile(&walk, x.tile);) offer_tile<V>(job, k, x);
+  for (int64_t r = 0; r < k.rows; ++r) end_row<V>(p, k, r, &x.rows[r], x.out);
+}
+
+}  // namespace
+}  // namespace graft
+
+#endif  // GRAFT_TOPK_H_

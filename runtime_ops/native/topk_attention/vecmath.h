@@ -1,0 +1,148 @@
+// exp, tanh, conversions and the small matrix product that every TopKAttention kernel is made of, written
+// once over a vector type V. Internal linkage throughout: see simd_scalar.h.
+#ifndef GRAFT_VECMATH_H_
+#define GRAFT_VECMATH_H_
+
+#include "../abi.h"
+#include "simd_scalar.h"
+
+namespace graft {
+namespace {
+
+constexpr float kInf = __builtin_inff();
+
+template <class T>
+inline T least(T a, T b) { return b < a ? b : a; }
+template <class T>
+inline T most(T a, T b) { return a < b ? b : a; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// e^x within about 1 ulp; exactly 0 from -87.7 down (and at -inf), exactly 1 at 0. x <= 88.
+template <class V>
+inline typename V::F vexp(typename V::F x) {
+  using F = typename V::F;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it, plus 127, in the low bits: an exponent field.
+  const F magic = V::set1(0x1.8p23f + 127.0f);
+  x = V::max(x, V::set1(-88.0f));
+  const F z = V::fma(x, V::set1(1.44269504f), magic), n = V::sub(z, magic);
+  F r = V::fma(n, V::set1(-0.693359375f), x);
+  r = V::fma(n, V::set1(2.12194440e-4f), r);
+  F p = V::fma(V::set1(0.00138145837f), r, V::set1(0.00836872403f));
+  p = V::fma(p, r, V::set1(0.041668389f));
+  p = V::fma(p, r, V::set1(0.166665211f));
+  p = V::fma(p, r, V::set1(0.49999994f));
+  p = V::fma(V::mul(r, r), p, V::add(r, V::set1(1.0f)));
+  return V::mul(p, V::shift_exponent(z));
+}
+
+template <class V>
+inline typename V::F vtanh(typename V::F x) {
+  using F = typename V::F;
+  const F one = V::set1(1.0f), a = V::clear_sign(x), square = V::mul(x, x);
+  F p = V::fma(V::set1(0.00214294484f), square, V::set1(-0.00817738008f));
+  p = V::fma(p, square, V::set1(0.021700697f));
+  p = V::fma(p, square, V::set1(-0.0539467633f));
+  p = V::fma(p, square, V::set1(0.133332059f));
+  p = V::fma(p, square, V::set1(-0.333333313f));
+  const F near = V::fma(V::mul(p, square), x, x);
+  const F capped = V::blend(V::gt(a, V::set1(20.0f)), V::set1(20.0f), a);
+  const F far = V::sub(one, V::div(V::set1(2.0f), V::add(vexp<V>(V::add(capped, capped)), one)));
+  return V::blend(V::gt(a, V::set1(0.625f)), V::copy_sign(far, x), near);
+}
+
+inline int64_t element_size(int32_t dtype) { return dtype == GRAFT_F32 ? 4 : dtype == GRAFT_BOOL ? 1 : 2; }
+
+inline const void* element(const void* base, int32_t dtype, int64_t index) {
+  return static_cast<const char*>(base) + index * element_size(dtype);
+}
+
+inline float widen1(const void* from, int32_t dtype, int64_t i) {
+  if (dtype == GRAFT_F32) return static_cast<const float*>(from)[i];
+  const uint16_t x = static_cast<const uint16_t*>(from)[i];
+  return dtype == GRAFT_F16 ? from_f16(x) : from_bf16(x);
+}
+
+template <class V>
+inline typename V::F widen(const void* from, int32_t dtype, int64_t i) {
+  if (dtype == GRAFT_F32) return V::load(static_cast<const float*>(from) + i);
+  const uint16_t* half = static_cast<const uint16_t*>(from) + i;
+  return dtype == GRAFT_F16 ? V::load_f16(half) : V::load_bf16(half);
+}
+
+// to[i] = from[i] as fp32.
+template <class V>
+inline void widen_row(const void* from, int32_t dtype, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) V::store(to + i, widen<V>(from, dtype, i));
+  for (; i < n; ++i) to[i] = widen1(from, dtype, i);
+}
+
+inline void narrow1(void* to, int32_t dtype, int64_t i, float x) {
+  if (dtype == GRAFT_F32) static_cast<float*>(to)[i] = x;
+  else static_cast<uint16_t*>(to)[i] = dtype == GRAFT_F16 ? to_f16(x) : to_bf16(x);
+}
+
+// c[r][:] (+)= sum over i < n of a[r * row + i * step] * b[i][:], one block of registers. b and c have RN
+// vectors per row, side by side.
+template <class V, int RM, int RN, bool Accumulate>
+inline void product_block(const float* a, int64_t row, int64_t step, const float* b, int64_t n, float* c) {
+  using F = typename V::F;
+  constexpr int width = RN * V::lanes;
+  F sum[RM][RN];
+#pragma GCC unroll 16
+  for (int r = 0; r < RM; ++r) {
+#pragma GCC unroll 8
+    for (int x = 0; x < RN; ++x) sum[r][x] = V::set1(0.0f);
+  }
+  for (int64_t i = 0; i < n; ++i, a += step, b += width) {
+    F y[RN];
+#pragma GCC unroll 8
+    for (int x = 0; x < RN; ++x) y[x] = V::load(b + x * V::lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < RM; ++r) {
+      const F one = V::set1(a[r * row]);
+#pragma GCC unroll 8
+      for (int x = 0; x < RN; ++x) sum[r][x] = V::fma(one, y[x], sum[r][x]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < RM; ++r) {
+#pragma GCC unroll 8
+    for (int x = 0; x < RN; ++x) {
+      float* to = c + r * width + x * V::lanes;
+      V::store(to, Accumulate ? V::add(V::load(to), sum[r][x]) : sum[r][x]);
+    }
+  }
+}
+
+// The same for any number of rows. Both products of attention have this form: scores read keys as `a` with
+// step 1, and values are read as `a` with row 1, so that neither K nor V is ever packed.
+template <class V, int RN, bool Accumulate, int RM = V::tile_rows(RN)>
+inline void product(int64_t rows, const float* a, int64_t row, int64_t step, const float* b, int64_t n,
+                    float* c) {
+  while (rows >= RM) {
+    product_block<V, RM, RN, Accumulate>(a, row, step, b, n, c);
+    a += RM * row, c += RM * RN * V::lanes, rows -= RM;
+  }
+  if constexpr (RM > 1) product<V, RN, Accumulate, RM / 2>(rows, a, row, step, b, n, c);
+}
+
+// to[j][r] = from[r][j] for r < rows, j < n; rows up to `width` are filled with zeros.
+template <class V>
+inline void pack_transposed(const float* from, int64_t stride, int64_t rows, int64_t n, float* to, int64_t width) {
+  for (int64_t r = 0; r < width; r += V::lanes) {
+    int64_t j = 0;
+    if (r + V::lanes <= rows) {
+      for (; j + V::lanes <= n; j += V::lanes) V::transpose(from + r * stride + j, stride, to + j * width + r, width);
+    }
+    for (; j < n; ++j) {
+      for (int64_t x = r; x < r + V::lanes; ++x) to[j * width + x] = x < rows ? from[x * stride + j] : 0.0f;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace graft
+
+#endif  // GRAFT_VECMATH_H_

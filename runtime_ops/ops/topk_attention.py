@@ -1,0 +1,182 @@
+"""``ai.graft::TopKAttention``: softmax attention over all keys, or over the k best keys of every query.
+
+Source: Gupta, Dar, Goodman, Ciprut, Berant, "Memory-efficient Transformers via Top-k Attention" (2021), section 2;
+grouped heads, masks, soft cap and the treatment of rows without a visible key are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime_ops.spec import Attribute, Input, OpSpec, Sample
+from runtime_ops.words import Expr, const, dim, make, reshape
+
+_HIDDEN = -np.inf
+_LOWEST = float(np.finfo(np.float32).min)
+
+
+def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Expr:
+    """Return the attention's result [b h s e] in the words of the alphabet."""
+    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    assert q is not None and k is not None and v is not None  # they are not optional
+    scores = _scores(q, k, attrs)
+    if inputs["bias"] is not None:
+        scores = make("add", scores, inputs["bias"])
+    if inputs["key_mask"] is not None:
+        keep = make("unsqueeze", inputs["key_mask"], axes=(1, 2))
+        scores = make("where", keep, scores, const(_HIDDEN))
+    if attrs["causal"]:
+        scores = make("where", _causal(q, k, inputs["past_length"]), scores, const(_HIDDEN))
+    weights = _top(scores, attrs["k"]) if attrs["k"] else _weights(scores)
+    return _grouped(weights, v)
+
+
+def _scores(q: Expr, k: Expr, attrs: Mapping[str, Any]) -> Expr:
+    scale = attrs["scale"]
+    if scale is None:
+        width = make("cast", dim(q, 3), to=np.dtype(np.float32))
+        factor = make("div", const(1.0), make("sqrt", width))
+    else:
+        factor = const(float(scale))
+    scores = make("mul", _grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), factor)
+    cap = attrs["softcap"]
+    if cap:
+        scores = make("mul", make("tanh", make("div", scores, const(float(cap)))), const(float(cap)))
+    return scores
+
+
+def _grouped(x: Expr, y: Expr) -> Expr:
+    """Return x [b h . n] times y [b g n .], where every h / g heads of x share one of y."""
+    if x.shape is not None and y.shape is not None and x.shape[1] == y.shape[1]:
+        return make("matmul", x, y)
+    # A batch of 1 broadcasts, so heads are split on both sides and multiplied by broadcasting over the group.
+    h, g = dim(x, 1), dim(y, 1)
+    group = make("div", h, g)
+    split = reshape(x, [dim(x, 0), g, group, dim(x, 2), dim(x, 3)])
+    out = make("matmul", split, make("unsqueeze", y, axes=(2,)))
+    return reshape(out, [dim(out, 0), h, dim(x, 2), dim(y, 3)])
+
+
+def _causal(q: Expr, k: Expr, past_length: Expr | None) -> Expr:
+    """Return which key [.. t] each query [.. s 1] may see."""
+    row = make("unsqueeze", _count(dim(q, 2)), axes=(0, 1, 3))
+    if past_length is not None:
+        row = make("add", row, reshape(past_length, [-1, 1, 1, 1]))
+    return make("le", _count(dim(k, 2)), row)
+
+
+def _count(length: Expr) -> Expr:
+    return make("range", const(0), make("squeeze", length, axes=(0,)), const(1))
+
+
+def _weights(scores: Expr) -> Expr:
+    """Return softmax over the last axis, 0 where every score is -inf."""
+    # With the maximum bounded below, exp gives 0 for every hidden key; the sum is at least 1 unless all are hidden.
+    peak = make("max", make("amax", scores, axes=(-1,), keepdims=True), const(_LOWEST))
+    exps = make("exp", make("sub", scores, peak))
+    return make("div", exps, make("max", make("sum", exps, axes=(-1,), keepdims=True), const(1.0)))
+
+
+def _top(scores: Expr, k: int) -> Expr:
+    """Return weights that are zero outside the k best scores of each row."""
+    best = make("topk", scores, make("min", const([k]), dim(scores, 3)))
+    chosen = _weights(make("pick", scores, best))
+    return make("scatter", make("expand", const(0.0), make("dim", scores)), best, chosen)
+
+
+def check(attrs: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the attribute values, or None."""
+    if attrs["k"] < 0:
+        return f"k is {attrs['k']}; it must be 0 (all keys) or more"
+    if attrs["causal"] not in (0, 1):
+        return f"causal is {attrs['causal']}; it must be 0 or 1"
+    if attrs["softcap"] < 0:
+        return f"softcap is {attrs['softcap']}; it must be 0 (none) or more"
+    return None
+
+
+def _sample(id: str, seed: int, *, b: int = 2, s: int = 5, t: int = 7, h: int = 4, g: int = 4, d: int = 16, e: int = 16,
+            size: float = 1.0, **rest: Any) -> Sample:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal
+    arrays: dict[str, np.ndarray | None] = {
+        "q": (normal((b, h, s, d)) * size).astype(np.float32),
+        "k": (normal((b, g, t, d)) * size).astype(np.float32),
+        "v": normal((b, g, t, e)).astype(np.float32),
+    }
+    arrays.update({name: rest.pop(name) for name in ("bias", "key_mask", "past_length") if name in rest})
+    return Sample(id=id, arrays=arrays, attrs=rest)
+
+
+def samples() -> Sequence[Sample]:
+    """Return the calls that every back end must get right, the adversarial ones included."""
+    rng = np.random.default_rng(7)
+    ragged = np.arange(7) < np.array([[7], [3]])
+    none = np.arange(7) < np.array([[7], [0]])
+    f = np.float32
+    fill = np.where(ragged, 0, np.finfo(f).min).astype(f)[:, None, None, :]
+    table: list[tuple[str, dict[str, Any]]] = [
+        ("plain", {}),
+        ("top-3", {"k": 3}),
+        ("top-1", {"k": 1}),
+        ("k-over-t", {"k": 100}),
+        ("scale", {"scale": 0.5}),
+        ("grouped", {"g": 2}),
+        ("multi-query", {"g": 1, "k": 3}),
+        ("wide-values", {"e": 24}),
+        ("odd-widths", {"d": 7, "e": 5, "k": 2}),
+        ("long-odd", {"s": 67, "t": 131, "b": 1, "h": 2, "g": 2}),
+        ("long-odd-top", {"s": 67, "t": 131, "b": 1, "h": 2, "g": 2, "k": 9}),
+        ("one-query", {"s": 1}),
+        ("one-key", {"t": 1, "k": 3}),
+        ("no-keys", {"t": 0}),
+        ("no-queries", {"s": 0}),
+        ("softcap", {"softcap": 5.0, "size": 3.0}),
+        ("huge-logits", {"size": 100.0}),
+        ("huge-logits-top", {"size": 100.0, "k": 2}),
+        ("causal", {"s": 7, "causal": 1}),
+        ("causal-top", {"s": 7, "causal": 1, "k": 2}),
+        ("causal-past", {"causal": 1, "past_length": np.array([2, 1])}),
+        ("causal-past-negative", {"causal": 1, "past_length": np.array([-2])}),
+        ("key-mask", {"key_mask": ragged}),
+        ("key-mask-top", {"key_mask": ragged, "k": 4}),
+        ("key-mask-none", {"key_mask": none}),
+        ("bias-full", {"bias": rng.standard_normal((2, 4, 5, 7)).astype(f), "k": 4}),
+        ("bias-head", {"bias": rng.standard_normal((1, 4, 5, 7)).astype(f)}),
+        ("bias-rank-2", {"bias": rng.standard_normal((5, 7)).astype(f)}),
+        ("bias-rank-1", {"bias": rng.standard_normal(7).astype(f), "k": 2}),
+        ("bias-column", {"bias": rng.standard_normal((2, 1, 5, 1)).astype(f)}),
+        ("bias-finite-fill", {"bias": fill}),
+        ("bias-all-filled", {"bias": np.full((1, 1, 1, 7), np.finfo(f).min, f)}),
+        ("bias-hides-all", {"bias": np.where(none, 0, -np.inf).astype(f)[:, None, None, :]}),
+        ("everything", {"g": 2, "k": 3, "causal": 1, "softcap": 8.0, "key_mask": ragged, "scale": 0.3,
+                        "past_length": np.array([3, 2]), "bias": rng.standard_normal((1, 4, 5, 7)).astype(f)}),
+    ]  # fmt: skip
+    return [_sample(id, seed, **rest) for seed, (id, rest) in enumerate(table)]
+
+
+TOPK_ATTENTION = OpSpec(
+    name="TopKAttention",
+    doc=__doc__ or "",
+    inputs=(
+        Input(name="q", layout="b h s d"),
+        Input(name="k", layout="b g t d"),
+        Input(name="v", layout="b g t e"),
+        Input(name="bias", layout="b h s t", optional=True),
+        Input(name="key_mask", layout="b t", kind="bool", optional=True),
+        Input(name="past_length", layout="b", kind="int64", optional=True),
+    ),
+    attributes=(
+        Attribute(name="k", kind=int, default=0, doc="keys that each query attends to; 0: all, which is exact"),
+        Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
+        Attribute(name="causal", kind=int, default=0, doc="1: key j is visible to query i if j <= i + past_length"),
+        Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
+    ),
+    output="b h s e",
+    reference=reference,
+    check=check,
+    samples=samples,
+)

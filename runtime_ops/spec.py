@@ -1,0 +1,153 @@
+"""What an operation is: its schema and its meaning, said once; everything else is derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime_ops import interpret, to_onnx
+from runtime_ops.dims import Dim
+from runtime_ops.shapes import broadcast_dim
+from runtime_ops.words import Expr, make, symbol
+
+DOMAIN, VERSION = "ai.graft", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input of an op: axes by letter, and which element types it takes."""
+
+    name: str
+    layout: str
+    kind: str = "float"  # "float" | "bool" | "int64"
+    optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribute:
+    """One attribute of an op; ``default`` None means that it is worked out when absent."""
+
+    name: str
+    kind: type
+    default: int | float | None
+    doc: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A call to test with: arrays by input name (None: absent) and attributes."""
+
+    id: str
+    arrays: Mapping[str, np.ndarray | None]
+    attrs: Mapping[str, int | float] = field(default_factory=dict)
+
+
+Signature = Mapping[str, tuple[Sequence[Dim] | None, np.dtype[Any]]]
+Reference = Callable[[Mapping[str, Expr | None], Mapping[str, Any]], Expr]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpSpec:
+    """An operation of the domain ``ai.graft``.
+
+    Attributes:
+        name: op type.
+        doc: first line a sentence for users, then semantics and source.
+        inputs: in order, optional ones last.
+        attributes: with their defaults.
+        output: axes of the result by letter.
+        reference: the meaning, in the words of the alphabet; floating inputs arrive in float32.
+        check: returns what is wrong with attribute values, or None.
+        samples: the calls that every back end is tested on.
+    """
+
+    name: str
+    doc: str
+    inputs: Sequence[Input]
+    attributes: Sequence[Attribute]
+    output: str
+    reference: Reference
+    check: Callable[[Mapping[str, Any]], str | None]
+    samples: Callable[[], Sequence[Sample]]
+
+    domain = DOMAIN
+
+    def call(self, inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Expr:
+        """Return an expression that calls this operation; absent inputs are None.
+
+        Raises:
+            ValueError: an attribute is unknown or has a value that is not allowed.
+        """
+        given = {i.name: inputs[i.name] for i in self.inputs if inputs.get(i.name) is not None}
+        args = [e for e in given.values() if e is not None]
+        return make("call", *args, spec=self, names=tuple(given), values=self.attrs(attrs))
+
+    def shape(self, inputs: Mapping[str, Expr]) -> tuple[Dim, ...] | None:
+        """Return the shape of the result: every letter has the length that it has in the inputs."""
+        lengths: dict[str, Dim] = {}
+        for i in self.inputs:
+            letters, expr = i.layout.split(), inputs.get(i.name)
+            if not i.optional and expr is not None and expr.shape is not None:
+                for letter, length in zip(letters, expr.shape, strict=True):
+                    lengths[letter] = broadcast_dim(lengths.get(letter, 1), length)
+        letters = self.output.split()
+        return tuple(lengths[x] for x in letters) if set(letters) <= set(lengths) else None
+
+    def attrs(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all attributes: those given, and defaults for the rest.
+
+        Raises:
+            ValueError: an unknown attribute or a value that is not allowed.
+        """
+        defaults = {a.name: a.default for a in self.attributes}
+        unknown = sorted(set(given) - set(defaults))
+        if unknown:
+            raise ValueError(f"{self.name} has no attribute {unknown[0]}; it has {', '.join(defaults)}")
+        merged = {**defaults, **given}
+        wrong = self.check(merged)
+        if wrong:
+            raise ValueError(f"{self.name}: {wrong}")
+        return merged
+
+    def golden(self, arrays: Mapping[str, np.ndarray | None], attrs: Mapping[str, Any]) -> np.ndarray:
+        """Return the result in float64."""
+        present = {name: a for name, a in arrays.items() if a is not None}
+        inputs = self._symbols({name: (a.shape, np.dtype(np.float32)) for name, a in present.items()})
+        return interpret.golden(self._body(inputs, attrs), present)
+
+    def body(self, present: Signature, attrs: Mapping[str, Any], opset: int, overload: str) -> ir.Function:
+        """Return the model-local function of a call.
+
+        Args:
+            present: shape and element type of the inputs that the call has. Where lengths are numbers the body
+                may rely on them. The result has the type of the first input; the arithmetic is float32.
+            attrs: the call's attributes.
+            opset: version of the default domain to write for.
+            overload: tells bodies of this op apart.
+        """
+        inputs = self._symbols(present)
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        result = self._body(inputs, attrs)
+        dtype = present[self.inputs[0].name][1]
+        if dtype != np.float32:
+            result = make("cast", result, to=dtype)
+        names = [a.name for a in self.attributes]
+        return to_onnx.function(DOMAIN, self.name, overload, inputs, result, names, opset)
+
+    def _symbols(self, present: Signature) -> list[Expr | None]:
+        return [symbol(i.name, *present[i.name]) if i.name in present else None for i in self.inputs]
+
+    def _body(self, inputs: Sequence[Expr | None], attrs: Mapping[str, Any]) -> Expr:
+        wide = {i.name: _float32(e) for i, e in zip(self.inputs, inputs, strict=False)}
+        return self.reference({i.name: wide.get(i.name) for i in self.inputs}, self.attrs(attrs))
+
+
+def _float32(expr: Expr | None) -> Expr | None:
+    if expr is None or expr.dtype is None or not interpret.is_float(expr.dtype) or expr.dtype == np.float32:
+        return expr
+    return make("cast", expr, to=np.dtype(np.float32))

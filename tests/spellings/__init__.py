@@ -1,0 +1,17 @@
+"""Every way we know to write attention by hand: one row per spelling, one body in test_spellings.py.
+
+A row says what is particular about it; projections, head split and output projection come from ``Sketch``.
+To add a spelling, add a row to the file it belongs to. ``issue=3`` rows belong to the second reading issue.
+"""
+
+from spellings.around import AROUND, GROUPS
+from spellings.base import Spelling
+from spellings.between import BETWEEN
+from spellings.declined import DECLINED, NEGATIVE
+from spellings.forms import FORMS
+from spellings.fused import FUSED
+from spellings.layouts import LAYOUTS
+from spellings.masks import MASKS
+from spellings.scale import SCALES
+
+SPELLINGS = (*SCALES, *MASKS, *BETWEEN, *LAYOUTS, *GROUPS, *AROUND, *FORMS, *FUSED, *DECLINED, *NEGATIVE)

@@ -1,0 +1,90 @@
+"""Grouped heads, and what surrounds q, k and v without being a scale."""
+
+from __future__ import annotations
+
+import numpy as np
+from sketch import Sketch, Value
+
+from spellings.base import ANY, GQA, MQA, padding, plain, repeat, row
+
+
+def grouped(f: Sketch, how: str) -> None:
+    f.attend(k=repeat(f, f.k, how), v=repeat(f, f.v, how), scores=lambda s: s * 0.3 + padding(f))
+
+
+def five_d(f: Sketch) -> None:
+    """Groups as a dimension of their own: q [b g r s d] against k [b g 1 t d]."""
+    q = f.q.reshape(0, f.kv, f.h // f.kv, -1, f.d)
+    k, v = f.k.unsqueeze(2), f.v.unsqueeze(2)
+    f.close(plain(f, q, k, v, 0, 1, 2, 4, 3).reshape(0, f.h, -1, f.d))
+
+
+def wrong_order(f: Sketch, how: str) -> None:
+    def whole(x: Value) -> Value:
+        if how == "tile":
+            return f.Tile(x, [1, f.h // f.kv, 1, 1])
+        return x.unsqueeze(1).expand(1, f.h // f.kv, 1, 1, 1).reshape(0, f.h, -1, f.d)
+
+    f.attend(k=whole(f.k), v=whole(f.v))
+
+
+def rotary(f: Sketch, x: Value) -> Value:
+    half = f.d // 2
+    angle = f.Range(np.array(0), x.dim(2), np.array(1)).to("float32").unsqueeze(1) * f.weight("inv_freq", f.d)
+    turned = f.Concat(f.Neg(x.slice(half, f.d, 3)), x.slice(0, half, 3), axis=-1)
+    return x * f.Cos(angle) + turned * f.Sin(angle)
+
+
+def rms_norm(f: Sketch, x: Value, gain: str) -> Value:
+    mean = f.axes_op("ReduceMean", x * x, [-1], since=18, keepdims=1)
+    return x * f.Reciprocal(f.Sqrt(mean + 1e-5)) * f.weight(gain, f.d)
+
+
+def two_layers(f: Sketch) -> None:
+    """The same weights twice, as ALBERT does: two sites."""
+    x = f.x
+    for _ in range(2):
+        q, k, v = (f.heads(f.project(n, x, f.h * f.d), f.h) for n in "qkv")
+        merged = plain(f, q, k, v, 0, 1, 3, 2).perm(0, 2, 1, 3).reshape(0, 0, f.h * f.d)
+        x = x + (merged @ f.weight("o.weight", f.h * f.d, f.m) + f.weight("o.bias", f.m))
+    f.output(x)
+
+
+AROUND = (
+    row(
+        "rotary", lambda f: f.attend(q=rotary(f, f.q), k=rotary(f, f.k), scores=lambda s: s * 0.3), scale=0.3
+    ),
+    row("qk-norm", lambda f: f.attend(q=rms_norm(f, f.q, "gq"), k=rms_norm(f, f.k, "gk"))),
+    row("scale-on-q-is-a-vector", lambda f: f.attend(q=f.q * f.weight("gain", f.d))),
+    row(
+        "scale-on-q-is-an-input", lambda f: f.attend(q=f.q * f.input("tau", "1")), scale=ANY, may_decline=True
+    ),
+    row("shared-key-value", lambda f: f.attend(k=f.k, v=f.k)),
+    row("query-is-key", lambda f: f.attend(q=f.k, k=f.k)),
+    row("two-layers-shared-weights", two_layers, scale=0.3, sites=2),
+)
+
+
+GROUPS = (
+    *(
+        row(f"gqa-{how}", lambda f, how=how: grouped(f, how), GQA, scale=0.3, mask=True)
+        for how in ("expand", "expand-legacy", "tile")
+    ),
+    *(  # 6 is true too, 2 saves the copies
+        row(f"gqa-{how}", lambda f, how=how: grouped(f, how), GQA, scale=0.3, mask=True, kv_heads=(2, 6))
+        for how in ("gather", "concat")
+    ),
+    row("gqa-rank-5", five_d, GQA, scale=0.3, heads=(3, 6), kv_heads=(1, 2)),
+    *(  # query head i reads key head i % g: not what grouped heads are
+        row(f"gqa-wrong-order-{how}", lambda f, how=how: wrong_order(f, how), GQA, kv_heads=(2, 6))
+        for how in ("tile", "expand")
+    ),
+    row(
+        "gqa-k-and-v-differ",
+        lambda f: f.attend(k=repeat(f, f.k, "tile"), v=f.Tile(f.v, [1, 3, 1, 1])),
+        GQA,
+        kv_heads=(2, 6),
+    ),
+    row("mqa-broadcast", lambda f: f.attend(scores=lambda s: s * 0.3), MQA, scale=0.3),
+    row("mqa-expand", lambda f: grouped(f, "expand"), MQA, scale=0.3, mask=True),
+)

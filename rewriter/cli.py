@@ -40,7 +40,8 @@ Rules = Annotated[
     typer.Option(metavar="NAME[:key=value,…]", help="A rule to apply; repeatable. Default: exact-attention."),
 ]
 Sites = Annotated[
-    str | None, typer.Option(metavar="SEL", help="Sites to rewrite, as `graft show` names them: a0,a3-a5.")
+    str | None,
+    typer.Option(metavar="SEL", help="Sites to rewrite, names or wildcards: attention.0,attention.1*."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail (1) if any site is declined.")]
@@ -124,7 +125,7 @@ def why(
     \b
     Examples:
       graft why model.onnx
-      graft why model.onnx /encoder/layer.0/attention/self/Softmax
+      graft why model.onnx attention.0
     """
     import rewriter
 

@@ -60,8 +60,8 @@ def cases(
     if file is not None:
         return [Case(name=Path(file).name, feeds=inputs.load(file, signature))]
     problem: GraftError | None = None
-    for length in inputs.lengths():
-        made = list(signature.cases(dims or {}, length))
+    for batch, length in inputs.SIZES:
+        made = list(signature.cases(dims or {}, batch, length))
         try:
             sessions.run(session, made[0].feeds)
         except GraftError as error:
@@ -103,9 +103,10 @@ def noise(path: str | os.PathLike[str], found: Sequence[Case]) -> float:
 
     Quantised models turn one rounding into a step; no rewrite can be closer than the model is to itself.
     """
-    plain = sessions.open_session(path, optimize=False, ours=False)
-    report = compare_sessions(sessions.open_session(path, ours=False), plain, found, 0.0)
-    return max((o.rel_l2 for o in report.outputs), default=0.0)
+    usual = sessions.open_session(path, ours=False)
+    others = [sessions.open_session(path, optimize=level, ours=False) for level in ("none", "basic", "extended")]
+    reports = [compare_sessions(usual, other, found, 0.0) for other in others]
+    return max((o.rel_l2 for report in reports for o in report.outputs), default=0.0)
 
 
 def distance(name: str, a: np.ndarray, b: np.ndarray) -> OutputError:

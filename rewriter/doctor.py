@@ -138,13 +138,13 @@ def _relative_error(*, library: bool) -> float:
     import numpy as np
     import onnxruntime as ort
 
-    import runtime_ops
+    from runtime_ops import kernels
     from runtime_ops.ops.topk_attention import TOPK_ATTENTION as SPEC
 
     sample = SPEC.samples()[0]
     options = ort.SessionOptions()
     if library:
-        runtime_ops.register(options)
+        kernels.register(options)
     session = ort.InferenceSession(_tiny_model(SPEC, sample), options, providers=["CPUExecutionProvider"])
     got = session.run(None, dict(sample.arrays))[0]
     golden = SPEC.golden(sample.arrays, sample.attrs)

@@ -16,8 +16,8 @@ from runtime_ops.dims import Dim, Sym, bind
 from runtime_ops.words import Expr
 
 Feeds = dict[str, np.ndarray]
-_BATCH = 2
-_LENGTHS = (16, 48, 32, 64, 128, 224, 320)  # tried in turn until the model runs
+# Sizes of the batch and of all other free dimensions, tried in turn until the model runs.
+SIZES = ((2, 16), (1, 16), (2, 48), (1, 32), (1, 64), (1, 128), (1, 224), (1, 320))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Signature:
         names = {n: None for i in self.inputs for d in i.shape if isinstance(d, Sym) for m, _ in d.terms for n in m}
         return list(names)
 
-    def sizes(self, given: Mapping[str, int], length: int) -> dict[str, int]:
-        """Return a number for every free length: those given, a small batch, and ``length`` for the rest.
+    def sizes(self, given: Mapping[str, int], batch: int, length: int) -> dict[str, int]:
+        """Return a number for every free length: those given, ``batch`` where the name says so, else ``length``.
 
         Raises:
             GraftError: a given name is not a free length of this model.
@@ -60,7 +60,7 @@ class Signature:
         unknown = sorted(set(given) - set(self.dims))
         if unknown:
             raise GraftError(f"the model has no free dimension '{unknown[0]}'; it has {', '.join(self.dims) or 'none'}")
-        guess = {name: _BATCH if "batch" in name.lower() else length for name in self.dims}
+        guess = {name: batch if "batch" in name.lower() else length for name in self.dims}
         return {**guess, **given}
 
     def feeds(self, sizes: Mapping[str, int], seed: int = 0, visible: str = "all") -> Feeds:
@@ -68,20 +68,15 @@ class Signature:
         rng = np.random.default_rng(seed)
         return {i.name: _array(i, sizes, rng, visible) for i in self.inputs}
 
-    def cases(self, given: Mapping[str, int], length: int) -> Iterator[Case]:
+    def cases(self, given: Mapping[str, int], batch: int, length: int) -> Iterator[Case]:
         """Yield the runs that verification makes: plain, padded, one token, one row fully masked."""
-        sizes = self.sizes(given, length)
+        sizes = self.sizes(given, batch, length)
         yield Case(name="plain", feeds=self.feeds(sizes))
         if any(i.mask for i in self.inputs):
             yield Case(name="padded", feeds=self.feeds(sizes, 1, "ragged"))
             yield Case(name="fully masked row", feeds=self.feeds(sizes, 2, "none"))
         if self.dims:
-            yield Case(name="length 1", feeds=self.feeds(self.sizes(given, 1), 3))
-
-
-def lengths() -> Sequence[int]:
-    """Return the lengths that are tried for dimensions about which nothing is known."""
-    return _LENGTHS
+            yield Case(name="length 1", feeds=self.feeds(self.sizes(given, batch, 1), 3))
 
 
 def _signature(graphs: OnnxGraphs, expr: Expr) -> _Signature:

@@ -15,32 +15,33 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from rewriter.plan import Option, Rule
+    from rewriter.render import Page
     from runtime_ops.spec import Attribute, OpSpec
 
-Page = TypeVar("Page")
+Entry = TypeVar("Entry")
 
 
-def rules(known: Mapping[str, Rule], name: str | None = None) -> str:
+def rules(known: Mapping[str, Rule], name: str | None = None, page: Page | None = None) -> str:
     """Return the list of rules, or the page of one."""
     from rewriter.render import lay_out, table
 
     if name is not None:
-        return lay_out(rule_page(_pick("rule", known, name)))
+        return lay_out(rule_page(_pick("rule", known, name)), page)
     rows = ((rule.name, _keeps(rule), rule.summary) for rule in known.values())
-    return lay_out([table(("rule", "keeps", "what it does"), rows)])
+    return lay_out([table(("rule", "keeps", "what it does"), rows)], page)
 
 
-def ops(known: Mapping[str, OpSpec], name: str | None = None) -> str:
+def ops(known: Mapping[str, OpSpec], name: str | None = None, page: Page | None = None) -> str:
     """Return the list of operations, or the page of one."""
     from rewriter.render import lay_out, table
 
     if name is not None:
-        return lay_out(op_page(_pick("operation", known, name)))
-    rows = ((spec.name, _prose(spec.doc)[0]) for spec in known.values())
-    return lay_out([table(("operation", "what it computes"), rows)])
+        return lay_out(op_page(_pick("operation", known, name)), page)
+    rows = ((spec.name, _meaning(spec)[0]) for spec in known.values())
+    return lay_out([table(("operation", "what it computes"), rows)], page)
 
 
-def _pick(kind: str, known: Mapping[str, Page], name: str) -> Page:
+def _pick(kind: str, known: Mapping[str, Entry], name: str) -> Entry:
     if name not in known:
         raise GraftError(f"there is no {kind} {name}; there is {', '.join(sorted(known)) or 'none at all'}")
     return known[name]
@@ -51,7 +52,9 @@ def rule_page(rule: Rule) -> Iterable[RenderableType]:
     yield f"{rule.name}\n\n{rule.summary}\n\nrewrites: {rule.on}\nkeeps: {_keeps(rule)}"
     if rule.options:
         yield ""
-        yield _table(("option", "type", "default", "meaning"), (_option(*item) for item in rule.options.items()))
+        yield _table(
+            ("option", "type", "default", "meaning"), (_option(*item) for item in rule.options.items())
+        )
 
 
 def _keeps(rule: Rule) -> str:
@@ -67,10 +70,10 @@ def op_page(spec: OpSpec) -> Iterable[RenderableType]:
     """Return the parts of an operation's page: meaning, inputs, attributes."""
     inputs = [(i.name, _layout(i.layout), i.kind + (", optional" if i.optional else "")) for i in spec.inputs]
     yield f"ai.graft::{spec.name}\n"
-    yield "\n\n".join(_prose(spec.doc))
+    yield "\n\n".join(_meaning(spec))
     yield ""
     yield _table(("input", "axes", "type"), inputs)
-    yield f"result: {_layout(spec.output)}\n"
+    yield f"\nresult {_layout(spec.output)}\n"
     yield _table(("attribute", "type", "default", "meaning"), map(_attribute, spec.attributes))
 
 
@@ -89,7 +92,9 @@ def _layout(letters: str) -> str:
     return f"[{letters}]"
 
 
-def _prose(doc: str) -> Sequence[str]:
-    """Return a docstring's paragraphs, each on one line and free of markup."""
-    paragraphs = inspect.cleandoc(doc).replace("``", "").split("\n\n")
-    return [" ".join(p.split()) for p in paragraphs if p.strip()]
+def _meaning(spec: OpSpec) -> Sequence[str]:
+    """Return the docstring's paragraphs, each on one line, without markup or the op's own name in front."""
+    paragraphs = inspect.cleandoc(spec.doc).replace("``", "").split("\n\n")
+    lines = [" ".join(p.split()) for p in paragraphs if p.strip()]
+    first = lines[0].removeprefix(f"ai.graft::{spec.name}: ")
+    return [first[:1].upper() + first[1:], *lines[1:]]

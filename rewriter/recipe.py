@@ -278,7 +278,9 @@ class _Prover:
         session = sessions.open_session(self.original, ours=False)
         self.found = compare.cases(reading.graphs, session, self.job.inputs, self.job.dims)
         del session
-        wanted = {v: None for plan in edit.plans.values() for v in (*plan.values, *site_check.leaves(plan))}
+        wanted: dict[ir.Value, None] = {}
+        for plan in edit.plans.values():
+            wanted.update(dict.fromkeys(site_check.wanted(reading.graphs, plan)))
         captured = site_check.capture(model, list(wanted), self.folder, self.found)
         errors = {}
         for n, (site, plan) in enumerate(edit.plans.items()):

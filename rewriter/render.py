@@ -148,7 +148,7 @@ def _story(story: Story) -> Iterable[RenderableType]:
 def _apply(report: ApplyReport) -> Iterable[RenderableType]:
     where = f" → {report.output}" if report.output else ", nothing written"
     yield f"{report.model}: {report.rewritten} of {_count(report.sites, 'site')} rewritten{where}"
-    if report.plan:
+    if report.plan and report.output is None and report.verify is None:
         yield ""
         yield from (_indented(line, 2) for line in report.plan)
     if report.kernels:

@@ -13,6 +13,12 @@ from rewriter.errors import GraftError
 from rewriter.inputs import Feeds
 from runtime_ops import kernels
 
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
 MIN_RUNTIME = (1, 18)  # the first that tells function bodies apart by overload
 
 
@@ -41,13 +47,13 @@ def have_kernels() -> bool:
     return True
 
 
-def open_session(path: str | os.PathLike[str], *, threads: int = 0, optimize: bool = True, ours: bool = True) -> Any:
+def open_session(path: str | os.PathLike[str], *, threads: int = 0, optimize: str = "all", ours: bool = True) -> Any:
     """Return a session on the CPU.
 
     Args:
         path: the model.
         threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
-        optimize: whether ONNX Runtime may rewrite the graph.
+        optimize: how far ONNX Runtime may rewrite the graph: "none", "basic", "extended" or "all".
         ours: whether to register our kernels, where they are installed.
 
     Raises:
@@ -59,8 +65,7 @@ def open_session(path: str | os.PathLike[str], *, threads: int = 0, optimize: bo
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[optimize])
     if ours and have_kernels():
         kernels.register(options)
     try:

@@ -27,14 +27,35 @@ NEAR_TIES = 1e-2  # selection in float32 may keep another of two nearly equal ke
 Leaves = dict[ir.Value, np.ndarray]
 
 
-def leaves(plan: Plan) -> list[ir.Value]:
-    """Return the values of the graph that a plan reads."""
-    found: dict[ir.Value, None] = {}
+def leaves(plan: Plan) -> list[Expr]:
+    """Return the tensors of the graph that a plan reads."""
+    found: dict[ir.Value, Expr] = {}
     for expr in plan.values.values():
         for node in interpret.topological(expr, {}):
             if node.word == "input" and isinstance(node.handle, ir.Value):
-                found[node.handle] = None
-    return list(found)
+                found[node.handle] = node
+    return list(found.values())
+
+
+def frontier(region: Expr, read: Sequence[Expr]) -> list[ir.Value]:
+    """Return the values besides ``read`` that are needed to compute a region: where it stops being words."""
+    stop = {e.handle: None for e in read}
+    found: dict[ir.Value, None] = {}
+    while True:
+        nodes = interpret.topological(region, {**stop, **found})
+        lengths = [n.args[0] for n in nodes if n.word == "dim"]
+        ends = [n for n in nodes if n.word in ("opaque", "input")]
+        new = [e.handle for e in (*lengths, *ends) if e.handle is not None and e.handle not in stop | found]
+        if not new:
+            return list(found)
+        found.update(dict.fromkeys(new))
+
+
+def wanted(graphs: OnnxGraphs, plan: Plan) -> list[ir.Value]:
+    """Return the values to capture for the check of a plan: what it reads, what it replaces, and the frontier."""
+    read = leaves(plan)
+    inner = [value for handle in plan.values for value in frontier(graphs.exprs[handle], read)]
+    return [*plan.values, *(e.handle for e in read), *inner]
 
 
 def capture(model: ir.Model, wanted: Sequence[ir.Value], folder: Path, found: Sequence[Case]) -> list[Leaves]:
@@ -48,7 +69,7 @@ def capture(model: ir.Model, wanted: Sequence[ir.Value], folder: Path, found: Se
         ir.save(model, path, external_data="captured.data")
     finally:
         del graph.outputs[len(have) :]
-    session = sessions.open_session(path, ours=False, optimize=False)
+    session = sessions.open_session(path, ours=False, optimize="none")
     names = [str(v.name) for v in inside]
     taken = []
     for case in found:
@@ -78,7 +99,7 @@ def check(
         exact = expr if limit is None else limit.values[handle]
         session = _alone(expr, leaves(plan), folder / f"{site}.onnx")
         for values in captured:
-            if handle in values and all(leaf in values for leaf in leaves(plan)):
+            if handle in values and all(leaf.handle in values for leaf in leaves(plan)):
                 rows.append(_errors(region, expr, exact, session, values))
     if not rows:
         return None
@@ -98,17 +119,20 @@ def _errors(region: Expr, expr: Expr, exact: Expr, session: Any, values: Leaves)
 class _alone:  # noqa: N801 - used as a function
     """A session of one plan alone, with the tensors that it reads as inputs."""
 
-    def __init__(self, expr: Expr, read: Sequence[ir.Value], path: Path) -> None:
-        self.leaves = list(read)
-        inputs = {v: ir.val(f"leaf_{i}", v.dtype) for i, v in enumerate(read)}
-        for value, own in inputs.items():
-            own.shape = ir.Shape([None] * len(value.shape)) if value.shape is not None else None
+    def __init__(self, expr: Expr, read: Sequence[Expr], path: Path) -> None:
+        self.leaves = [e.handle for e in read]
+        inputs = {e.handle: _input(f"leaf_{i}", e) for i, e in enumerate(read)}
         bodies = Bodies()
         writer = Writer(21, inputs, bodies=bodies)
         out = writer.value(expr)
         graph = ir.Graph(list(inputs.values()), [out], nodes=writer.nodes, name="site", opset_imports={"": 21, DOMAIN: VERSION})
         ir.save(ir.Model(graph, ir_version=10, functions=bodies.functions), path)
         self.session = sessions.open_session(path)
+
+
+def _input(name: str, leaf: Expr) -> ir.Value:
+    assert leaf.dtype is not None  # inputs of floating words have been typed by then
+    return ir.val(name, ir.DataType.from_numpy(leaf.dtype), ir.Shape([None] * (leaf.rank or 0)))
 
 
 def failure(error: SiteError) -> str | None:

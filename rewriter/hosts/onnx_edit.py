@@ -38,7 +38,9 @@ def _replace(old: ir.Value, new: ir.Value, nodes: Sequence[ir.Node]) -> None:
     if producer is None or producer.graph is None:
         raise ValueError(f"{old.name} is not computed by a node of a graph")
     producer.graph.insert_before(producer, nodes)
-    new.shape, new.dtype = old.shape, old.dtype
+    new.shape = old.shape
+    if old.dtype is not None:
+        new.dtype = old.dtype
     name = old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name, new.name = f"{name}_before", name

@@ -41,7 +41,7 @@ struct DirectScores {
   int b, key_head;
 
   GRAFT_DEVICE DirectScores(const Problem& p, int head) : b(head / p.g), key_head(head % p.g) {
-    rows = row_pair(p, b, key_head, 0);
+    rows = RowPair(p, b, key_head, 0);
     for (int half = 0; half < 2; ++half) {
       const Row row = row_of(p, key_head, acc_row(half));
       const T* from = at<const T>(p.q, b, row.head, row.i);
@@ -67,7 +67,7 @@ struct DirectScores {
       const int r = acc_row(x / 2), key = j + acc_column() + x % 2;
       if (r >= p.rows || key >= p.t) continue;
       const bool visible = key < rows.limit[x / 2] && key_shown(p, b, key);
-      const float score = visible ? score_of(p, acc[x], rows.bias[x / 2], key) : -kInfinity;
+      const float score = visible ? score_of(p, acc[x], rows.bias(p, x / 2), key) : -kInfinity;
       scores.data[((static_cast<int64_t>(b) * p.g + key_head) * p.rows + r) * scores.pitch + key] = score;
     }
   }
@@ -219,7 +219,7 @@ struct PickRow {
 
   // Candidates came in any order; their ranks sort them, so that results repeat bit for bit.
   GRAFT_DEVICE void keep_best(const PickMemory& memory, int n, Candidates kept) const {
-    if (threadIdx.x < n) {
+    if (static_cast<int>(threadIdx.x) < n) {
       const float score = memory.scores[threadIdx.x];
       const int key = memory.keys[threadIdx.x];
       int rank = 0;

@@ -28,7 +28,7 @@ struct ExactTile {
     to_log2 = plain ? p.scale * kLog2e : kLog2e;
 #pragma unroll
     for (int tall = 0; tall < kTall; ++tall) {
-      rows[tall] = row_pair(p, work.b, work.key_head, work.first_row + (warp() * kTall + tall) * 16);
+      rows[tall] = RowPair(p, work.b, work.key_head, work.first_row + (warp() * kTall + tall) * 16);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         peak[tall][half] = -kInfinity;

@@ -51,20 +51,21 @@ inline const char* run_topk(const Problem& p, const float* norms) {
   return spaces.error();
 }
 
+// Calls run(p, norms of the keys), NULL where they are not needed.
 template <class V>
-inline const char* run_with_norms(const Problem& p, const float* norms) {
-  return p.top_k > 0 ? run_topk<V>(p, norms) : run_exact<V>(p, norms);
+inline const char* with_norms(const Problem& p, const char* (*run)(const Problem&, const float*)) {
+  if (!p.key_bias_wide) return run(p, nullptr);
+  float* norms = new (std::nothrow) float[static_cast<size_t>(p.b * p.g)];
+  if (norms == nullptr) return "TopKAttention: out of memory for scratch space";
+  const char* error = find_norms<V>(p, norms);
+  if (error == nullptr) error = run(p, norms);
+  delete[] norms;
+  return error;
 }
 
 template <class V>
 inline const char* run_kernel(const Problem& p) {
-  if (!p.key_bias_wide) return run_with_norms<V>(p, nullptr);
-  float* norms = new (std::nothrow) float[static_cast<size_t>(p.b * p.g)];
-  if (norms == nullptr) return "TopKAttention: out of memory for scratch space";
-  const char* error = find_norms<V>(p, norms);
-  if (error == nullptr) error = run_with_norms<V>(p, norms);
-  delete[] norms;
-  return error;
+  return with_norms<V>(p, p.top_k > 0 ? run_topk<V> : run_exact<V>);
 }
 
 }  // namespace

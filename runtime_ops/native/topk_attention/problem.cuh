@@ -3,6 +3,8 @@
 #ifndef GRAFT_TOPK_ATTENTION_PROBLEM_CUH_
 #define GRAFT_TOPK_ATTENTION_PROBLEM_CUH_
 
+#include <string.h>
+
 #include "device.cuh"
 
 namespace graft::gpu {
@@ -87,28 +89,31 @@ GRAFT_DEVICE int acc_column() { return 2 * (lane() % 4); }
 
 // What a lane knows of its two rows of a 16-row tile.
 struct RowPair {
+  int b, key_head, first_row;
   int limit[2];
-  int64_t bias[2];
-};
 
-GRAFT_DEVICE RowPair row_pair(const Problem& p, int b, int key_head, int first_row) {
-  RowPair pair;
-  for (int half = 0; half < 2; ++half) {
-    const Row row = row_of(p, key_head, first_row + acc_row(half));
-    pair.limit[half] = key_limit(p, b, row.i);
-    pair.bias[half] = p.bias.data ? offset(p.bias, b, row.head, row.i) : 0;
+  GRAFT_DEVICE RowPair() = default;
+  GRAFT_DEVICE RowPair(const Problem& p, int b_, int key_head_, int first_row_)
+      : b(b_), key_head(key_head_), first_row(first_row_) {
+    for (int half = 0; half < 2; ++half) limit[half] = key_limit(p, b, row(p, half).i);
   }
-  return pair;
-}
+  GRAFT_DEVICE Row row(const Problem& p, int half) const { return row_of(p, key_head, first_row + acc_row(half)); }
+  GRAFT_DEVICE int64_t bias(const Problem& p, int half) const {
+    if (!p.bias.data) return 0;
+    const Row at = row(p, half);
+    return offset(p.bias, b, at.head, at.i);
+  }
+};
 
 // Products of 16 rows and 32 keys from j on become scores.
 GRAFT_DEVICE void make_scores(const Problem& p, float (&acc)[4][4], const RowPair& rows, int j) {
+  const int64_t bias[2] = {rows.bias(p, 0), rows.bias(p, 1)};
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
       const int key = j + 8 * n + acc_column() + x % 2;
-      if (key < rows.limit[x / 2]) acc[n][x] = score_of(p, acc[n][x], rows.bias[x / 2], key);
+      if (key < rows.limit[x / 2]) acc[n][x] = score_of(p, acc[n][x], bias[x / 2], key);
     }
   }
 }
@@ -133,7 +138,8 @@ GRAFT_DEVICE void load_eight(float (&x)[8], const T* from, int left) {
 #pragma unroll
     for (int i = 0; i < 8; i += kPerVector) {
       const uint4 raw = *reinterpret_cast<const uint4*>(from + i);
-      const T* part = reinterpret_cast<const T*>(&raw);
+      T part[kPerVector];
+      memcpy(part, &raw, sizeof(part));
 #pragma unroll
       for (int n = 0; n < kPerVector; ++n) x[i + n] = widen(part[n]);
     }

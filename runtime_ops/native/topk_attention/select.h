@@ -21,7 +21,8 @@ struct Selection {
   float margin;  // 0, or: scores may be wrong by half of this, so keep what lies so near below the k-th
 };
 
-// Room for a threshold to pay: with less slack, cuts come too often; with more, the buffer leaves the cache.
+// Room for a threshold to pay: with less slack, cuts come too often; with more, the buffer leaves the cache. A cut
+// leaves at most 1.5 k, so that a tile always fits.
 inline int64_t capacity_for(int64_t k) { return round_up(2 * k + 256, 64); }
 
 // Order-preserving integers, to halve an interval of floats in at most 32 steps whatever is in it.
@@ -111,25 +112,26 @@ inline void cut_back(const Selection& s, int64_t slack, Candidates* c) {
   keep_above<V>(cut.level, most<int64_t>(0, s.k - cut.above), c);
 }
 
-// Adds the scores above the threshold. False when, after cutting back, there is still no room for the next tile:
-// only a margin can bring that about.
+// Adds the scores above the threshold out of one panel's width, and makes room for the next tile.
 template <class V>
-inline bool offer(const Selection& s, const float* scores, const int32_t* ids, int64_t n, Candidates* c) {
+inline void offer(const Selection& s, const float* scores, const int32_t* ids, Candidates* c) {
   const typename V::F threshold = V::set1(c->threshold);
   const float* id = reinterpret_cast<const float*>(ids);
-  int64_t count = c->count;
-  for (int64_t x = 0; x < n; x += V::lanes) {
-    const typename V::F score = V::load(scores + x);
-    const typename V::M above = V::gt(score, threshold);
-    if (!V::any(above)) continue;
-    V::compress(c->scores + count, above, score);
-    V::compress(c->ids + count, above, V::load(id + x));
-    count += V::count(above);
+  typename V::M above[V::panel];
+  int found = 0;
+#pragma GCC unroll 8
+  for (int x = 0; x < V::panel; ++x) {
+    above[x] = V::gt(V::load(scores + x * V::lanes), threshold);
+    found += V::count(above[x]);
   }
-  c->count = count;
-  if (count + kTile <= s.capacity) return true;
-  cut_back<V>(s, s.k / 4, c);
-  return c->count + kTile <= s.capacity;
+  if (found == 0) return;  // one branch a panel: one a vector would be mispredicted too often
+#pragma GCC unroll 8
+  for (int x = 0; x < V::panel; ++x) {
+    V::compress(c->scores + c->count, above[x], V::load(scores + x * V::lanes));
+    V::compress(c->ids + c->count, above[x], V::load(id + x * V::lanes));
+    c->count += V::count(above[x]);
+  }
+  if (c->count + kTile > s.capacity) cut_back<V>(s, s.k / 2, c);
 }
 
 }  // namespace

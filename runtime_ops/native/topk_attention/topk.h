@@ -102,8 +102,8 @@ inline void offer_tile(const TopkJob& job, const Block& k, const TopkScratch& x)
       float* scores = x.scores + r * width;
       if (p.row_bias) load_row_bias<V>(p, k, tile, r, x.bias);
       adjust_row<V>(p, tile, first, n, p.row_bias ? x.bias : nullptr, scores);
-      for (int64_t j = n; j < round_up(n, V::lanes); ++j) scores[j] = -kInf;
-      offer<V>(job.selection, scores, tile.ids + first, n, &x.rows[r]);
+      for (int64_t j = n; j < width; ++j) scores[j] = -kInf;
+      offer<V>(job.selection, scores, tile.ids + first, &x.rows[r]);
     }
   }
 }

@@ -65,7 +65,7 @@ struct TopkTile {
 
   GRAFT_DEVICE TopkTile(const Problem& p, const TileWork<Core>& work, const Lists& all, char* at_block)
       : lists(all), block(at_block) {
-    rows = row_pair(p, work.b, work.key_head, work.first_row + warp() * 16);
+    rows = RowPair(p, work.b, work.key_head, work.first_row + warp() * 16);
     for (int half = 0; half < 2; ++half) {
       threshold[half] = -kInfinity;
       length[half] = 0;

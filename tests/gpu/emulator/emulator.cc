@@ -43,7 +43,7 @@ std::vector<Warp> warps;
 std::vector<char> shared_bytes;
 jmp_buf scheduler;
 const std::function<void()>* kernel;
-int threads, in_barrier, counted, count_result;
+int threads, in_barrier, counted;
 int64_t barrier_round, progress;
 
 void yield() {
@@ -165,10 +165,11 @@ int __syncthreads_count(int predicate) {
   using namespace graft::emulator;
   counted += predicate != 0;
   block_barrier();
-  count_result = counted;
+  const int all = counted;
   block_barrier();
-  counted = 0;
-  return count_result;
+  if (threadIdx.x == 0) counted = 0;
+  block_barrier();
+  return all;
 }
 
 // A small GPU, so that few rows already reach every path. GRAFT_EMULATOR_SHARED sets its shared memory.

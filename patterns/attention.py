@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from patterns import mask
-from patterns.scores import Frame, Scores, cut, peel, place, same_axis
+from patterns.scores import Finer, Frame, cut, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
 from rewriter import layout
 from rewriter.hosts.onnx import OnnxGraphs
@@ -18,34 +18,52 @@ from runtime_ops.words import Expr
 
 def read(graphs: OnnxGraphs) -> Iterator[AttentionSite | Decline]:
     """Yield a site or a decline for every softmax of a model."""
-    for node, softmax in graphs.anchors("softmax"):
-        name = node.name or place(softmax)
+    for softmax in graphs.exprs_of("softmax"):
+        yield _site_or_decline(graphs, softmax)
+    for other in graphs.exprs_of("opaque"):
+        why = _OTHER_SOFTMAXES.get(other.attrs["op"])
+        if why is not None:
+            yield Decline(anchor=graphs.node_name(other), kind="attention", reason=why, at=place(other))
+
+
+_OTHER_SOFTMAXES = {
+    "LogSoftmax": "a LogSoftmax gives logarithms of probabilities, which are no attention weights",
+    "Softmax": "a Softmax that flattens several axes, or of unknown rank, runs over more than the key axis",
+}
+
+
+def _site_or_decline(graphs: OnnxGraphs, softmax: Expr) -> AttentionSite | Decline:
+    name, split = graphs.node_name(softmax), None
+    while True:
         try:
-            yield _read_one(graphs, name, softmax)
+            return _read_one(graphs, name, softmax, split)
+        except Finer as finer:
+            split = finer
         except Unreadable as stop:
-            yield Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at))
+            return Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at))
 
 
-def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr) -> AttentionSite:
-    axes, frame = _frame(softmax)
+def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None) -> AttentionSite:
+    axes, frame = _frame(softmax, split)
     product = _values(graphs, softmax, axes, frame)
     scores = peel(softmax.args[0], axes, frame)
-    q = _operand(scores.q, (frame.b, frame.h, frame.s))
+    for _, have, _ in layout.views(*scores.q):
+        refine(have, frame)
+    q = _queries(scores.q, frame)
     k, v, kv = _keys_and_values(scores.k, product.v, frame)
     heads, kv_heads = _size(frame.h), _size(kv)
-    _check_heads(softmax, heads, kv_heads, q, frame)
-    scale = scores.scale * q.factor * k.factor
-    cap = scores.cap
+    _check_heads(softmax, heads, kv_heads)
+    cap, scale = scores.cap, scores.scale * q.factor * k.factor
     return AttentionSite(
         anchor=name,
         q=q.operand,
         k=k.operand,
         v=v.operand,
         # tanh is taken of scale · q·kᵀ; the op divides by the cap inside, so the cap goes into its scale
-        scale=float(scale if cap is None else scale * cap),
+        scale=scale if cap is None else scale * cap,
         softcap=cap,
         bias=scores.bias,
-        mask=mask.describe(scores.bias, frame),
+        mask=mask.describe(scores.bias),
         heads=heads,
         kv_heads=kv_heads,
         head_width=_last(scores.q),
@@ -58,7 +76,7 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr) -> AttentionSite:
     )
 
 
-def _frame(softmax: Expr) -> tuple[layout.Axes, Frame]:
+def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:
     """Return the layout of the scores: the softmax runs over t, the other of the last two axes is s."""
     x = softmax.args[0]
     if x.shape is None or len(x.shape) < 2:
@@ -66,15 +84,18 @@ def _frame(softmax: Expr) -> tuple[layout.Axes, Frame]:
     rank, axis = len(x.shape), softmax.attrs["axis"] % len(x.shape)
     if axis < rank - 2:
         raise Unreadable(f"the softmax runs over axis {axis} of {rank}, not over one of the last two", softmax)
-    names = ["b"] * (rank - 3) + ["h"] if rank > 3 else ["b"] * (rank - 2)
-    names += ["s", "t"] if axis == rank - 1 else ["t", "s"]
-    if names.count("b") > 1:
-        names = [f"b{i}" if n == "b" else n for i, n in enumerate(names)]
+    lead = [layout.atom("b" * (i + 1), d) for i, d in enumerate(x.shape[:-2])]
+    heads = lead.pop() if rank > 3 else ()
+    heads = tuple(layout.Atom("h", a.size) for a in heads)
+    batch = tuple(a for one in lead for a in one)
+    first = (*lead, heads) if rank > 3 else tuple(lead)
+    if split is not None:  # one leading axis that holds both
+        batch = tuple(layout.Atom("b" * (i + 1), a.size) for i, a in enumerate(split.batch) if a.size != 1)
+        heads = tuple(layout.Atom("h", a.size) for a in split.heads if a.size != 1)
+        first = ((*batch, *heads),)
     # s and t stay atoms even at length 1, so that both axes can be told apart
-    axes = tuple((layout.Atom(n, d),) if n in "st" else layout.atom(n, d) for n, d in zip(names, x.shape, strict=True))
-    by = {n: a for n, a in zip(names, axes, strict=True)}
-    batch = tuple(a for n, axis_ in by.items() if n[0] == "b" for a in axis_)
-    return axes, Frame(b=batch, h=by.get("h", ()), s=by["s"], t=by["t"])
+    s, t = ((layout.Atom(n, x.shape[i]),) for n, i in zip("st", (-2, -1) if axis == rank - 1 else (-1, -2), strict=True))
+    return (*first, *((s, t) if axis == rank - 1 else (t, s))), Frame(b=batch, h=heads, s=s, t=t)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +135,9 @@ def _no_values(users: Sequence[Expr]) -> str:
     if not users:
         return "the probabilities are not multiplied by values"
     first = users[0]
-    met = first.attrs["op"] if first.word == "opaque" else first.word
+    if first.word == "matmul":
+        return "the product after the softmax does not contract the key axis t of the probabilities"
+    met = first.attrs["op"] if first.word == "opaque" else first.word.capitalize()
     return f"the probabilities go into {met} instead of a product with values"
 
 
@@ -164,36 +187,34 @@ class _Choice:
     cost: tuple[float, ...]
 
 
-def _choices(found: tuple[Expr, layout.Axes], frame_axes: layout.Axes) -> list[_Choice]:
+def _choices(found: tuple[Expr, layout.Axes], lead: tuple[layout.Axis, layout.Axis, layout.Axis]) -> list[_Choice]:
     """Return every tensor along a chain of views that can be arranged to an operand, outermost first."""
     expr, axes = found
-    last = [axis for axis in axes if axis and axis[0].name in "de"][-1]
     out = []
     for depth, (x, have, factor) in enumerate(layout.views(expr, axes)):
-        names = {a.name for axis in have for a in axis}
-        heads = tuple(a for a in _parts(frame_axes[1], have))
-        target = (frame_axes[0], heads, frame_axes[2], last)
-        if layout.arrange(x, have, target) is None or not _outer(heads, frame_axes[1], names):
+        atoms = [a for axis in have for a in axis]
+        last = tuple(a for a in atoms if a.letter in "de")
+        heads = tuple(a for a in atoms if a.letter == "h")
+        target = (lead[0], heads, lead[2], last)
+        if not _outer_parts(heads) or layout.arrange(x, have, target) is None:
             continue
-        plain = tuple(len(axis) == 1 for axis in have)
-        direct = have == target
-        cost = (_volume(heads), -abs(factor - 1.0) if factor != 1.0 else 0.0, 0 if direct else 1 if all(plain) else 2)
-        out.append(_Choice(operand=Operand(value=cut(x), axes=have), factor=factor, lead=heads, cost=(*cost, -depth)))
+        plain = all(len(axis) == 1 for axis in have)
+        effort = 0 if have == target else 1 if plain else 2
+        # fewest heads first, then without a scale left on the operand, then the least rearranging, then the deepest
+        cost = (_volume(heads), float(_scales_below(x)), float(effort), float(-depth))
+        out.append(_Choice(operand=Operand(value=cut(x), axes=have), factor=factor, lead=heads, cost=cost))
     return out
 
 
-def _parts(axis: layout.Axis, have: layout.Axes) -> Iterator[layout.Atom]:
-    """Yield the atoms of ``have`` that an axis of the frame, or its parts, became."""
-    for atom in (a for group in have for a in group):
-        if any(atom.name.rstrip("01") == a.name for a in axis):
-            yield atom
+def _scales_below(x: Expr) -> int:
+    return sum(1 for _, _, factor in layout.views(x, ((),) * (x.rank or 0)) if factor != 1.0)
 
 
-def _outer(heads: layout.Axis, axis: layout.Axis, names: set[str]) -> bool:
+def _outer_parts(heads: Sequence[layout.Atom]) -> bool:
     """Return whether only inner parts of the head axis are broadcast: query head i reads key head i // group."""
-    return all(a.name == axis[0].name or set(a.name[len(axis[0].name) :]) <= {"0"} or a.name in names for a in heads) and (
-        not heads or heads[0].name.endswith("0") or heads[0].name == axis[0].name
-    )
+    paths = [a.name[len(a.letter) :] for a in heads]
+    before = [path[:i] + str(d) for path in paths for i, digit in enumerate(path) for d in range(int(digit))]
+    return all(any(path.startswith(outer) for path in paths) for outer in before)
 
 
 def _volume(axis: layout.Axis) -> float:
@@ -203,8 +224,8 @@ def _volume(axis: layout.Axis) -> float:
     return float(total)
 
 
-def _operand(found: tuple[Expr, layout.Axes], frame_axes: layout.Axes) -> _Choice:
-    choices = [c for c in _choices(found, frame_axes) if c.lead == frame_axes[1]]
+def _queries(found: tuple[Expr, layout.Axes], frame: Frame) -> _Choice:
+    choices = [c for c in _choices(found, (frame.b, frame.h, frame.s)) if c.lead == frame.h]
     if not choices:
         raise Unreadable("the layout of the queries cannot be brought to [b h s d]", found[0])
     return min(choices, key=lambda c: c.cost)
@@ -228,7 +249,7 @@ def _same_heads(a: layout.Axis, b: layout.Axis) -> bool:
     return [(x.name, x.size) for x in a] == [(x.name, x.size) for x in b]
 
 
-def _check_heads(softmax: Expr, heads: Dim, kv_heads: Dim, q: _Choice, frame: Frame) -> None:
+def _check_heads(softmax: Expr, heads: Dim, kv_heads: Dim) -> None:
     if heads == kv_heads:
         return
     if not isinstance(heads, int) or not isinstance(kv_heads, int) or heads % kv_heads:

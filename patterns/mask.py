@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from patterns.scores import Frame
 from runtime_ops.words import Expr
 
 
-def describe(bias: Expr | None, frame: Frame) -> str:
+def describe(bias: Expr | None) -> str:
     """Return a short text for tables, e.g. ``bias [b 1 1 t]``."""
     if bias is None:
         return "none"

@@ -66,6 +66,21 @@ class Frame:
         return (self.b, self.h, self.s, self.t)
 
 
+class Finer(Exception):  # noqa: N818 - starts the reader over, never seen by users
+    """The leading axis of the scores turned out to be batch and heads in one."""
+
+    def __init__(self, batch: layout.Axis, heads: layout.Axis) -> None:
+        super().__init__()
+        self.batch, self.heads = batch, heads
+
+
+def refine(axes: layout.Axes, frame: Frame) -> None:
+    """Raise Finer if ``axes`` shows the only leading axis of the frame split into batch and heads."""
+    parts = [a for axis in axes for a in axis if a.letter == "b"]
+    if not frame.h and len(frame.b) == 1 and len(parts) > 1:
+        raise Finer(tuple(parts[:-1]), tuple(parts[-1:]))
+
+
 def peel(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     """Return what the scores ``expr``, laid out as ``axes``, are made of.
 
@@ -233,6 +248,7 @@ def _view(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     inner = layout.back(expr, axes)
     if inner is None:
         raise Unreadable(f"a {expr.word} of the scores cannot be followed from {layout.text(axes)}", expr)
+    refine(inner[1], frame)
     scores = peel(*inner, frame)
     return scores.said(expr, expr.word, f"{layout.text(inner[1])} → {layout.text(axes)}")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rewriter import console
-from rewriter.errors import DECLINED, DONE, FAILED, GraftError
+from rewriter.errors import BAD_INPUT, DONE, FAILED, GraftError
 
 app = typer.Typer(
     name="graft",
@@ -83,8 +83,8 @@ def graft(
     \b
     Exit codes:
       0   done
-      1   fewer rewrites than --strict or --expect ask for; a check of doctor failed
-      2   usage, unreadable or unsupported input, unwritable output
+      1   fewer rewrites than --strict or --expect ask for
+      2   usage, unreadable or unsupported input, unwritable output; a check of doctor failed
       3   verification failed, and no output file is left
       70  a bug in graft; GRAFT_TRACEBACK=1 shows where
       130 interrupted, 141 the reader of the output went away
@@ -195,7 +195,12 @@ def verify(
 
     report = rewriter.verify(a, b, inputs=inputs, dims=_one_each(dim), tolerance=tolerance)
     console.emit(report, as_json=json)
-    return DONE if report.passed else FAILED
+    if report.passed:
+        return DONE
+    worst = max(report.outputs, key=lambda row: row.rel_l2)
+    return console.complain(
+        f"output '{worst.name}' differs by {worst.rel_l2:.2g} (relative L2), more than {tolerance:g}", FAILED
+    )
 
 
 @app.command(short_help="Time two models side by side.")
@@ -253,7 +258,7 @@ def ops(name: OpName = None) -> int:
 
 @app.command(short_help="Examine the installation.")
 def doctor(json: Json = False) -> int:
-    """Look at the installation: versions, kernels, and one small model really run; exit 1 if a check fails.
+    """Look at the installation: versions, kernels, and one small model really run; exit 2 if a check fails.
 
     \b
     Examples:
@@ -264,7 +269,7 @@ def doctor(json: Json = False) -> int:
 
     report = examine()
     console.emit(report, as_json=json)
-    return DONE if all(check.passed for check in report.checks) else DECLINED
+    return DONE if all(check.passed for check in report.checks) else BAD_INPUT
 
 
 def _one_each(options: Sequence[str]) -> Mapping[str, int] | None:
@@ -282,8 +287,8 @@ def _several_each(options: Sequence[str]) -> Mapping[str, Sequence[int]] | None:
     for option in options:
         name, _, numbers = option.partition("=")
         several = [n.strip() for n in numbers.split(",")]
-        if not name or not all(n.isdecimal() for n in several):
-            raise GraftError(f"--dim {option} is not of the form NAME=N with a whole number N of 0 or more")
+        if not name or not all(n.isdecimal() and int(n) for n in several):
+            raise GraftError(f"--dim {option} is not of the form NAME=N with a whole number N of 1 or more")
         if name in lengths:
             raise GraftError(f"--dim {name} is given twice")
         lengths[name] = [int(n) for n in several]

@@ -33,20 +33,31 @@ def run(app: typer.Typer, args: Sequence[str]) -> int:
     """Run the command line and return its exit code; errors become one sentence on standard error."""
     _never_fail_on_letters()
     try:
-        code = typer.main.get_command(app).main(args=list(args), prog_name="graft", standalone_mode=False)
+        code = _invoke(app, args)
         sys.stdout.flush()
-        return code if isinstance(code, int) else DONE
+        return code
     except GraftError as error:
-        return _complain(str(error), error.exit_code)
+        return complain(str(error), error.exit_code)
     except UsageError as error:
-        return _complain(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
+        return complain(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", INTERRUPTED)
+        return complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # quiet at interpreter exit too
         return PIPE_CLOSED
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets a sentence
         return _own_up(error)
+
+
+def _invoke(app: typer.Typer, args: Sequence[str]) -> int:
+    """Parse and run without typer's own answers to interrupts and closed pipes."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("graft", list(args)) as context:
+            code = command.invoke(context)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    return code if isinstance(code, int) else DONE
 
 
 def _never_fail_on_letters() -> None:
@@ -56,7 +67,8 @@ def _never_fail_on_letters() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _complain(sentence: str, code: int) -> int:
+def complain(sentence: str, code: int) -> int:
+    """Say one sentence on standard error and return the exit code."""
     sys.stderr.write(f"graft: {' '.join(sentence.split())}\n")
     return code
 
@@ -67,25 +79,25 @@ def _own_up(error: Exception) -> int:
 
         traceback.print_exception(error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return _complain(f"this is a bug in graft ({what}); GRAFT_TRACEBACK=1 shows where", BUG)
+    return complain(f"this is a bug in graft ({what}); GRAFT_TRACEBACK=1 shows where", BUG)
 
 
 def emit(report: Report, *, as_json: bool) -> None:
     """Print a report on standard output, as JSON and nothing else or as tables."""
     if as_json:
-        print(json.dumps(_standard(report.to_dict()), indent=2, ensure_ascii=False))
+        print(json.dumps(standard(report.to_dict()), indent=2, ensure_ascii=False))
     else:
         from rewriter import render
 
         sys.stdout.write(render.text(report))
 
 
-def _standard(value: Any) -> Any:
+def standard(value: Any) -> Any:
     """Return value with null for NaN and infinities, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {key: _standard(item) for key, item in value.items()}
+        return {key: standard(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_standard(item) for item in value]
+        return [standard(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -108,6 +108,15 @@ def _check(name: str, run: Callable[[], str], advice: str) -> Check:
         return Check(name=name, passed=False, found=found, advice=advice)
 
 
+def _runtime() -> str:
+    import onnxruntime
+
+    from rewriter import sessions
+
+    sessions.check_runtime()
+    return f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
+
+
 def _load() -> str:
     from runtime_ops import kernels
 
@@ -143,6 +152,7 @@ def _relative_error(*, library: bool) -> float:
 
     sample = SPEC.samples()[0]
     options = ort.SessionOptions()
+    options.log_severity_level = 4
     if library:
         kernels.register(options)
     session = ort.InferenceSession(_tiny_model(SPEC, sample), options, providers=["CPUExecutionProvider"])
@@ -174,6 +184,7 @@ def _tiny_model(spec: Any, sample: Any) -> bytes:
 
 
 CHECKS = (
+    ("ONNX Runtime", _runtime, "install onnxruntime 1.18 or newer"),
     (
         "kernel library",
         _load,
@@ -183,7 +194,7 @@ CHECKS = (
     (
         "kernel in ONNX Runtime",
         _run_kernel,
-        "use onnxruntime 1.18 or newer, and a kernel library that loads; models run without it, slower",
+        "see the checks above; until then rewritten models run their function bodies, slower",
     ),
-    ("function body in ONNX Runtime", _run_body, "use onnxruntime 1.18 or newer"),
+    ("function body in ONNX Runtime", _run_body, "install onnxruntime 1.18 or newer"),
 )

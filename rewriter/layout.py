@@ -15,15 +15,19 @@ from runtime_ops.words import Expr, const, dim, make, reshape
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """An indivisible axis: a letter (with a suffix for parts of a letter) and its length."""
+    """An indivisible axis: a letter (with digits for parts of a letter, outermost first) and its length."""
 
     name: str
     size: Dim
 
-    def parts(self, first: Dim) -> tuple[Atom, Atom] | None:
-        """Return this atom split in two, the outer one of length ``first``; None if that does not divide it."""
-        rest = exact_quotient(self.size, first)
-        return None if rest is None else (Atom(self.name + "0", first), Atom(self.name + "1", rest))
+    @property
+    def letter(self) -> str:
+        """The letter that this atom is, or is a part of."""
+        return self.name.rstrip("0123456789")
+
+    def cut(self, lengths: Sequence[Dim]) -> list[Atom]:
+        """Return this atom split into parts of the given lengths."""
+        return [Atom(f"{self.name}{i}", length) for i, length in enumerate(lengths)]
 
 
 Axis = tuple[Atom, ...]
@@ -144,29 +148,26 @@ def _runs(
 
 def _share(atoms: Sequence[Atom], lengths: Sequence[Dim]) -> list[Axis] | None:
     """Deal atoms out to axes of the given lengths, splitting atoms where needed; None if that breaks."""
-    rest, out = list(atoms), []
-    if not rest:  # a broadcast axis stays broadcast however it is cut
+    if not atoms:  # a broadcast axis stays broadcast however it is cut
         return [()] * len(lengths)
-    for n, length in enumerate(lengths):
-        if n == len(lengths) - 1:
-            out.append(tuple(rest))
-            break
-        taken: list[Atom] = []
-        while rest and product(a.size for a in taken) != length:
-            need = exact_quotient(length, product(a.size for a in taken))
-            whole = need is not None and exact_quotient(need, rest[0].size) is not None
-            if need is not None and not whole:
-                cut = rest[0].parts(need)
-                if cut is None:
-                    return None
-                rest[0:1] = cut
-            elif need is None:
-                return None
-            taken.append(rest.pop(0))
-        if not rest:
+    if len(lengths) == 1:
+        return [tuple(atoms)]
+    if len(atoms) == 1:
+        return [(part,) for part in atoms[0].cut(lengths)]
+    first, rest = lengths[0], list(atoms)
+    taken: list[Atom] = []
+    while product(a.size for a in taken) != first:
+        need = exact_quotient(first, product(a.size for a in taken))
+        if need is None or not rest:
             return None
-        out.append(tuple(taken))
-    return out
+        if exact_quotient(need, rest[0].size) is None:
+            left = exact_quotient(rest[0].size, need)
+            if left is None:
+                return None
+            rest[0:1] = rest[0].cut([need, left])
+        taken.append(rest.pop(0))
+    others = _share(rest, lengths[1:]) if rest else None
+    return None if others is None else [tuple(taken), *others]
 
 
 def views(expr: Expr, axes: Axes) -> Iterator[tuple[Expr, Axes, float]]:

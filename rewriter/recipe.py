@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from ml_dtypes import finfo
 
 from rewriter import compare, files, registry, sessions, site_check
 from rewriter.errors import DeclinedError, GraftError, VerificationError
@@ -22,7 +23,7 @@ from rewriter.inputs import Case
 from rewriter.plan import Keeps, Plan, Rule
 from rewriter.report import ApplyCheck, ApplyReport, Refusal, SiteError, VerifyReport
 from runtime_ops import kernels
-from runtime_ops.interpret import topological
+from runtime_ops.interpret import is_float, topological
 
 ModelLike = str | os.PathLike[str] | ir.Model
 Progress = Callable[[str, int, int], None]
@@ -260,6 +261,13 @@ def _takes(row: Mapping[str, Any], dtype: str) -> bool:
     return bool(row["usable"]) and dtype in row["dtypes"] and not row["limits"].get("min_keys")
 
 
+def _rounding(edit: _Edit) -> float:
+    """Return the end-to-end error that rounding may cause in the narrowest type that the rewritten sites compute in."""
+    types = [e.dtype for plan in edit.plans.values() for expr in plan.values.values() for e in topological(expr, {})]
+    floats = [t for t in types if t is not None and is_float(t)]
+    return max([compare.TOLERANCE, *(2 * float(finfo(t).eps) for t in floats)])
+
+
 class _Prover:
     """Runs the original and the result of one edit."""
 
@@ -297,9 +305,9 @@ class _Prover:
         """
         self.job.tell("comparing models", 0, 1)
         exact = self._at_limit(edit) if edit.limits else result
-        report = self._compare(exact, compare.TOLERANCE)
+        report = self._compare(exact, _rounding(edit))
         if not report.passed:
-            allowed = max(compare.TOLERANCE, 2 * compare.noise(self.original, self.found))
+            allowed = max(report.tolerance, 2 * compare.noise(self.original, self.found))
             passed = all(o.rel_l2 <= allowed for o in report.outputs)
             report = dataclasses.replace(report, tolerance=allowed, passed=passed)
         if not report.passed:

@@ -127,7 +127,7 @@ def _indented(line: str, columns: int) -> RenderableType:
 
 
 def _why(report: WhyReport) -> Iterable[RenderableType]:
-    yield f"{report.model}: {_count(len(report.stories), 'story', 'stories')}, nearest miss first"
+    yield report.model + (", nearest miss first" if len(report.stories) > 1 else "")
     for story in report.stories:
         yield ""
         yield from _story(story)
@@ -245,8 +245,8 @@ def _error(value: float | None) -> str:
     return "–" if value is None else f"{value:.1e}"
 
 
-def _count(n: int, one: str, many: str | None = None) -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
+def _count(n: int, one: str) -> str:
+    return f"{n} {one if n == 1 else one + 's'}"
 
 
 FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {

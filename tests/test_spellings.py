@@ -46,8 +46,10 @@ def test_spelling(spelling: Spelling, tmp_path: Path) -> None:
 
 def not_yet(spelling: Spelling, shown: ShowReport, applied: ApplyReport) -> None:
     """Rows of the later issue may be missed still (xfail); what is read must be right already."""
-    due = spelling.issue != 3 or spelling.declines or spelling.may_decline
-    if not due and (len(shown.sites) != spelling.sites or applied.rewritten < len(shown.sites)):
+    silent = not (shown.sites or shown.declines)
+    due = spelling.declines or spelling.may_decline
+    missed = len(shown.sites) != spelling.sites or applied.rewritten < len(shown.sites)
+    if spelling.issue == 3 and (silent or (missed and not due)):
         pytest.xfail(f"issue 3, not read or not rewritten yet: {reasons(shown, applied)}")
 
 

@@ -33,7 +33,7 @@ class OnnxGraphs:
         self.users: dict[int, list[Expr]] = {}
         self.outputs: set[int] = set()
         self.nodes: list[tuple[ir.Node, Sequence[Expr]]] = []
-        self._linked: set[int] = set()
+        self._linked: dict[int, Expr] = {}
         self._owners: dict[ir.Graph, ir.Graph | ir.Function] = {}
         model.graph.sort()  # some tools write nodes before what they read
         self._read(model.graph, model.graph)
@@ -104,7 +104,7 @@ class OnnxGraphs:
             node = stack.pop()
             if id(node) in self._linked:
                 continue
-            self._linked.add(id(node))
+            self._linked[id(node)] = node
             for arg in node.args:
                 self.users.setdefault(id(arg), []).append(node)
                 stack.append(arg)
@@ -113,11 +113,14 @@ class OnnxGraphs:
         """Return what uses the elements of ``expr``; uses of its shape alone do not count."""
         return [user for user in self.users.get(id(expr), []) if user.word != "dim"]
 
-    def anchors(self, word: str) -> Iterator[tuple[ir.Node, Expr]]:
-        """Yield nodes that say ``word``, in the order of the graph."""
-        for node, exprs in self.nodes:
-            if exprs and exprs[0].word == word and exprs[0].handle is node.outputs[0]:
-                yield node, exprs[0]
+    def exprs_of(self, word: str) -> Iterator[Expr]:
+        """Yield the expressions that say ``word``, in the order of the graph."""
+        return (expr for expr in self._linked.values() if expr.word == word)
+
+    def node_name(self, expr: Expr) -> str:
+        """Return the name of the node that computes ``expr``, or of its output if it has none."""
+        producer = None if expr.handle is None else expr.handle.producer()
+        return str((producer and producer.name) or getattr(expr.handle, "name", None) or expr.word)
 
 
 def _needed(op: str) -> int:
@@ -182,4 +185,5 @@ def _constant(node: ir.Node) -> Expr:
 def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int) -> Expr:
     shape = onnx_read.opaque_shape(node, args) if index == 0 else None
     given = tuple(a for a in args if a is not None)
-    return Expr("opaque", given, {"op": node.op_type}, _refine(shape, value), element(value), None, value)
+    dtype = element(value) or (onnx_read.opaque_type(node, args) if index == 0 else None)
+    return Expr("opaque", given, {"op": node.op_type}, _refine(shape, value), dtype, None, value)

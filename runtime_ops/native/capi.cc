@@ -159,7 +159,9 @@ const char* graft_run_topk_attention(const graft_topk_attention* args, const cha
     std::string error;
     const Row* row = pick(args, isa, pool, &plan, &error);
     if (row == nullptr) return keep(error);
-    const char* failure = row->run(plan.problem);
+    const Problem& p = plan.problem;
+    if (p.b == 0 || p.h == 0 || p.s == 0 || p.e == 0) return nullptr;
+    const char* failure = row->run(p);
     return failure == nullptr ? nullptr : keep(failure);
   } catch (const std::bad_alloc&) {
     return no_memory();

@@ -62,6 +62,7 @@ DECLINED = (
         lambda f: f.attend(softmax=f.Softmax),
         "axis|flatten",
         {"opset": 11},
+        issue=3,
         twin=lambda f: f.attend(
             softmax=lambda s: f.Reshape(f.Softmax(s.reshape(0, -1), axis=-1), f.Shape(s))
         ),

@@ -78,7 +78,7 @@ GRAFT_DEVICE void multiply(F16, float (&c)[4], const uint32_t (&a)[4], uint32_t 
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 16 bytes from global to shared memory, or zeros; global must be a readable address either way.
+// 16 bytes from global to shared memory; zeros where not valid, and then global is not read.
 GRAFT_DEVICE void copy_async(void* shared, const void* global, bool valid) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0) : "memory");

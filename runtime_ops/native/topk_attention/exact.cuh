@@ -178,10 +178,11 @@ __global__ void __launch_bounds__(kThreads, Core::kBlocks) exact_kernel(Problem 
   const int tiles = (work.last_limit + Core::kKeys - 1) / Core::kKeys;
   const int begin = static_cast<int>(static_cast<int64_t>(tiles) * split / parts.splits);
   const int end = static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / parts.splits);
+  typename Core::Stream keys = work.stream(p.k, p.d, begin), values = work.stream(p.v, p.e, begin);
   const auto load = [&](int tile) {
     const int stage = tile % Core::kStages * Core::kTileBytes;
-    work.load_keys(p, p.k, p.d, key_tiles + stage, tile * Core::kKeys);
-    work.load_keys(p, p.v, p.e, value_tiles + stage, tile * Core::kKeys);
+    keys.load(key_tiles + stage, p.t - tile * Core::kKeys);
+    values.load(value_tiles + stage, p.t - tile * Core::kKeys);
   };
 
   ExactTile<Core> state(p, work);

@@ -29,10 +29,12 @@ std::string check_matrix(const graft_tensor& x, const char* name, const char* ax
   if (x.dtype != dtype) {
     return refuse(what, "element type " + std::to_string(x.dtype), "the type of q, " + std::to_string(dtype));
   }
+  bool empty = false;
   for (int i = 0; i < 4; ++i) {
     if (x.shape[i] < 0) return refuse(what, "shape " + shape_text(x), "no negative length");
+    empty = empty || x.shape[i] == 0;
   }
-  if (x.shape[3] > 1 && x.strides[3] != 1) {
+  if (!empty && x.shape[3] > 1 && x.strides[3] != 1) {
     return refuse(what, "last stride " + std::to_string(x.strides[3]), "1 (a contiguous last axis)");
   }
   return "";

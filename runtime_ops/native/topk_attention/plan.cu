@@ -1,4 +1,6 @@
 // From the C structs to a problem and a plan, and the C interface itself.
+#include <initializer_list>
+
 #include "plan.cuh"
 
 namespace graft::gpu {
@@ -23,33 +25,59 @@ const char* current_device(Device* device) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// An axis of length 1 serves every index.
+int64_t stride(const graft_tensor& x, int axis) { return x.shape[axis] == 1 ? 0 : x.strides[axis]; }
+
 View view(const graft_tensor& x) {
   View v{static_cast<char*>(x.data), {0, 0, 0, 0}};
-  for (int i = 0; i < x.rank && i < 4; ++i) v.stride[i] = x.strides[i];
+  for (int i = 0; i < x.rank && i < 4; ++i) v.stride[i] = stride(x, i);
   return v;
 }
 
 bool is_float(int32_t dtype) { return dtype == GRAFT_F32 || dtype == GRAFT_F16 || dtype == GRAFT_BF16; }
 
+bool broadcasts(const graft_tensor& x, std::initializer_list<int64_t> shape) {
+  int i = 0;
+  for (const int64_t length : shape) {
+    if (x.shape[i] != 1 && x.shape[i] != length) return false;
+    ++i;
+  }
+  return x.rank == i;
+}
+
+const char* check_masks(const graft_topk_attention& a) {
+  const int64_t b = a.out.shape[0], t = a.k.shape[2];
+  if (a.bias.data && (!is_float(a.bias.dtype) || !broadcasts(a.bias, {b, a.out.shape[1], a.out.shape[2], t})))
+    return "TopKAttention on CUDA: bias must be a float tensor that broadcasts to [b h s t]";
+  if (a.key_mask.data && (a.key_mask.dtype != GRAFT_BOOL || !broadcasts(a.key_mask, {b, t})))
+    return "TopKAttention on CUDA: key_mask must be a bool tensor [b t]";
+  if (a.past_length.data && (a.past_length.dtype != GRAFT_I64 || !broadcasts(a.past_length, {b})))
+    return "TopKAttention on CUDA: past_length must be int64, [b] or one value";
+  return nullptr;
+}
+
 const char* check(const graft_topk_attention& a) {
   for (const graft_tensor* x : {&a.q, &a.k, &a.v, &a.out}) {
     if (x->rank != 4) return "TopKAttention on CUDA: q, k, v and the result must have rank 4";
     if (x->dtype != a.q.dtype) return "TopKAttention on CUDA: q, k, v and the result must have one element type";
-    if (x->shape[3] > 1 && x->strides[3] != 1) return "TopKAttention on CUDA: the last axis must have stride 1";
+    const bool empty = x->shape[0] * x->shape[1] * x->shape[2] == 0;  // whose strides may be anything
+    if (x->shape[3] > 1 && x->strides[3] != 1 && !empty) return "TopKAttention on CUDA: the last axis must have stride 1";
   }
   if (!is_float(a.q.dtype)) return "TopKAttention on CUDA takes float, float16 and bfloat16";
-  if (a.q.shape[3] != a.k.shape[3] || a.v.shape[3] != a.out.shape[3] || a.k.shape[2] != a.v.shape[2])
+  if (a.q.shape[3] != a.k.shape[3] || a.v.shape[3] != a.out.shape[3] || a.k.shape[2] != a.v.shape[2] ||
+      a.q.shape[1] != a.out.shape[1] || a.q.shape[2] != a.out.shape[2])
     return "TopKAttention on CUDA: the widths or lengths of q, k, v and the result do not fit together";
   if (a.q.shape[3] > kMaxWidth || a.v.shape[3] > kMaxWidth)
     return "TopKAttention on CUDA: heads may be up to 256 wide";
-  if (a.k.shape[1] != a.v.shape[1] || (a.k.shape[1] > 0 && a.q.shape[1] % a.k.shape[1] != 0))
+  for (const graft_tensor* x : {&a.q, &a.k, &a.v})
+    if (x->shape[0] != 1 && x->shape[0] != a.out.shape[0])
+      return "TopKAttention on CUDA: the batches of q, k, v and the result do not fit together";
+  if (a.k.shape[1] != a.v.shape[1] || a.k.shape[1] < 1 || a.q.shape[1] % a.k.shape[1] != 0)
     return "TopKAttention on CUDA: the number of query heads must be a multiple of the number of key heads";
   if (a.k.shape[2] > kMostKeys || a.q.shape[1] * a.q.shape[2] > kMostKeys)
     return "TopKAttention on CUDA: s and t may be up to 2^30";
-  if (a.bias.data && (a.bias.rank != 4 || !is_float(a.bias.dtype)))
-    return "TopKAttention on CUDA: bias must be a float tensor, broadcast to rank 4";
   if (a.top_k < 0) return "TopKAttention on CUDA: k must be 0 (all keys) or more";
-  return nullptr;
+  return check_masks(a);
 }
 
 Problem problem_of(const graft_topk_attention& a) {
@@ -58,13 +86,13 @@ Problem problem_of(const graft_topk_attention& a) {
   if (a.bias.data) p.bias = view(a.bias);
   p.bias_dtype = a.bias.dtype;
   p.key_mask = static_cast<const uint8_t*>(a.key_mask.data);
-  p.mask_stride[0] = a.key_mask.strides[0], p.mask_stride[1] = a.key_mask.strides[1];
+  p.mask_stride[0] = stride(a.key_mask, 0), p.mask_stride[1] = stride(a.key_mask, 1);
   p.past = static_cast<const int64_t*>(a.past_length.data);
-  p.past_stride = a.past_length.strides[0];
+  p.past_stride = stride(a.past_length, 0);
   p.b = static_cast<int>(a.out.shape[0]), p.h = static_cast<int>(a.out.shape[1]);
   p.s = static_cast<int>(a.out.shape[2]), p.e = static_cast<int>(a.out.shape[3]);
   p.g = static_cast<int>(a.k.shape[1]), p.t = static_cast<int>(a.k.shape[2]), p.d = static_cast<int>(a.q.shape[3]);
-  p.group = p.g > 0 ? p.h / p.g : 1;
+  p.group = p.h / p.g;
   p.rows = p.group * p.s;
   p.top_k = a.top_k >= p.t ? 0 : static_cast<int>(a.top_k);
   p.causal = a.causal, p.scale = a.scale, p.softcap = a.softcap;

@@ -92,7 +92,7 @@ struct RowPair {
   int b, key_head, first_row;
   int limit[2];
 
-  GRAFT_DEVICE RowPair() = default;
+  RowPair() = default;
   GRAFT_DEVICE RowPair(const Problem& p, int b_, int key_head_, int first_row_)
       : b(b_), key_head(key_head_), first_row(first_row_) {
     for (int half = 0; half < 2; ++half) limit[half] = key_limit(p, b, row(p, half).i);
@@ -107,6 +107,13 @@ struct RowPair {
 
 // Products of 16 rows and 32 keys from j on become scores.
 GRAFT_DEVICE void make_scores(const Problem& p, float (&acc)[4][4], const RowPair& rows, int j) {
+  if (p.softcap <= 0.0f && !p.bias.data) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int x = 0; x < 4; ++x) acc[n][x] *= p.scale;
+    return;
+  }
   const int64_t bias[2] = {rows.bias(p, 0), rows.bias(p, 1)};
 #pragma unroll
   for (int n = 0; n < 4; ++n) {

@@ -53,6 +53,7 @@ struct Scalar {
   using M = bool;
   static constexpr int lanes = 1;
   static constexpr int panel = 8;                                        // vectors side by side in a panel
+  static constexpr int chunk = 16;  // terms summed in one go; without a fused product, longer sums lose digits
   static constexpr int tile_rows(int vectors) { return vectors >= 4 ? 3 : 6; }  // that fit the registers
 
   static F load(const float* p) { return *p; }

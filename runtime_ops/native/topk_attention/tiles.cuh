@@ -36,19 +36,38 @@ struct TensorCore {
     return tile + row * kDim * 2 + ((at ^ (row & 7)) * 16);
   }
 
-  // Copies `rows` rows; source(r) is row r or NULL for a row of zeros. `any` is any readable address.
-  template <int rows, class Source>
-  GRAFT_DEVICE static void load(char* tile, int width, const void* any, const Source& source) {
-    constexpr int kChunks = kDim / 8, kStep = kThreads / kChunks;
-    const int at = threadIdx.x % kChunks;
-#pragma unroll
-    for (int i = 0; i < rows / kStep; ++i) {
+  static constexpr int kChunks = kDim / 8, kStep = kThreads / kChunks;  // a thread copies every kStep-th row
+
+  template <class Source>
+  GRAFT_DEVICE static void load_query(char* tile, int width, const Source& row_at) {
+    const int column = threadIdx.x % kChunks;
+    for (int i = 0; i < kRows / kStep; ++i) {
       const int row = threadIdx.x / kChunks + i * kStep;
-      const T* from = source(row);
-      const bool valid = from != nullptr && at * 8 < width;
-      copy_async(const_cast<char*>(chunk(tile, row, at)), valid ? from + at * 8 : any, valid);
+      copy_async(const_cast<char*>(chunk(tile, row, column)), row_at(row) + column * 8, column * 8 < width);
     }
   }
+
+  // Where this thread reads in k or v: moves on with every tile, so that little arithmetic is left per copy.
+  struct Stream {
+    const T* from;
+    int64_t stride;
+    bool inside;
+    GRAFT_DEVICE Stream(const T* rows, int64_t row_stride, int width)
+        : from(rows + threadIdx.x / kChunks * row_stride + threadIdx.x % kChunks * 8),
+          stride(row_stride),
+          inside(static_cast<int>(threadIdx.x % kChunks * 8) < width) {}
+
+    // The next tile, of which `left` rows exist; the rest are zeros.
+    GRAFT_DEVICE void load(char* tile, int left) {
+      const int row = threadIdx.x / kChunks;
+#pragma unroll
+      for (int i = 0; i < kKeys / kStep; ++i) {
+        char* to = const_cast<char*>(chunk(tile, row + i * kStep, threadIdx.x % kChunks));
+        copy_async(to, from + i * kStep * stride, inside && row + i * kStep < left);
+      }
+      from += kKeys * stride;
+    }
+  };
   GRAFT_DEVICE static void wait() { wait_copies(); }
 
   GRAFT_DEVICE static void query_part(uint32_t (&a)[4], const char* tile, int tall, int step) {
@@ -138,18 +157,34 @@ struct PlainCore {
   };
 
   template <int rows, class Source>
-  GRAFT_DEVICE static void load(char* tile, int width, const void*, const Source& source) {
+  GRAFT_DEVICE static void load_rows(char* tile, int width, int left, const Source& row_at) {
     constexpr int kChunks = kDim / 8;
     for (int i = threadIdx.x; i < rows * kChunks; i += kThreads) {
-      const int row = i / kChunks, at = i % kChunks * 8;
-      const T* from = source(row);
+      const int row = i / kChunks, column = i % kChunks * 8;
       float x[8];
-      load_eight(x, from + (from ? at : 0), from ? width - at : 0);
-      float4* to = reinterpret_cast<float4*>(reinterpret_cast<float*>(tile) + row * kPitch + at);
+      load_eight(x, row_at(row < left ? row : 0) + column, row < left ? width - column : 0);
+      float4* to = reinterpret_cast<float4*>(reinterpret_cast<float*>(tile) + row * kPitch + column);
       to[0] = float4{x[0], x[1], x[2], x[3]};
       to[1] = float4{x[4], x[5], x[6], x[7]};
     }
   }
+
+  template <class Source>
+  GRAFT_DEVICE static void load_query(char* tile, int width, const Source& row_at) {
+    load_rows<kRows>(tile, width, kRows, row_at);
+  }
+
+  struct Stream {
+    const T* from;
+    int64_t stride;
+    int width;
+    GRAFT_DEVICE Stream(const T* rows, int64_t row_stride, int row_width)
+        : from(rows), stride(row_stride), width(row_width) {}
+    GRAFT_DEVICE void load(char* tile, int left) {
+      load_rows<kKeys>(tile, width, left, [&](int row) { return from + row * stride; });
+      from += kKeys * stride;
+    }
+  };
   GRAFT_DEVICE static void wait() {}
 
   GRAFT_DEVICE static void take_query(Query& query, const char* tile) {
@@ -225,18 +260,14 @@ struct TileWork {
 
   GRAFT_DEVICE void load_query(const Problem& p, char* tile) const {
     using T = typename Core::T;
-    Core::template load<Core::kRows>(tile, p.d, p.q.data, [&](int r) {
+    Core::load_query(tile, p.d, [&](int r) {
       const Row row = row_of(p, key_head, first_row + r);
       return at<const T>(p.q, b, row.head, row.i);
     });
   }
-  // x is k or v.
-  GRAFT_DEVICE void load_keys(const Problem& p, const View& x, int width, char* tile, int j) const {
-    using T = typename Core::T;
-    const T* base = at<const T>(x, b, key_head, j);
-    Core::template load<Core::kKeys>(tile, width, x.data, [&](int r) {
-      return j + r < p.t ? base + r * x.stride[2] : nullptr;
-    });
+  // Keys or values from tile `tile` on; x is k or v.
+  GRAFT_DEVICE typename Core::Stream stream(const View& x, int width, int tile) const {
+    return typename Core::Stream(at<const typename Core::T>(x, b, key_head, tile * Core::kKeys), x.stride[2], width);
   }
 };
 

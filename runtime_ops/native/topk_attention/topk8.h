@@ -114,6 +114,11 @@ inline void append8(const __m512i* sums, const float* key_scale, const float* bi
   }
 }
 
+// As an instruction, because GCC 12 copies the sum before and after its intrinsic.
+inline void add_products(__m512i query, __m512i key, __m512i* sum) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(query), "v"(key));
+}
+
 template <int RM>
 inline void score_rows8(const uint8_t* q, const int8_t* panel, int64_t n, const int32_t* offset,
                         const float* key_scale, const float* bias, int64_t first, Row8* rows) {
@@ -133,7 +138,7 @@ inline void score_rows8(const uint8_t* q, const int8_t* panel, int64_t n, const 
       memcpy(&quad, q + (r * n + i) * 4, 4);
       const __m512i query = _mm512_set1_epi32(quad);
 #pragma GCC unroll 4
-      for (int x = 0; x < 4; ++x) sum[r][x] = _mm512_dpbusd_epi32(sum[r][x], query, key[x]);
+      for (int x = 0; x < 4; ++x) add_products(query, key[x], &sum[r][x]);
     }
   }
 #pragma GCC unroll 8
@@ -161,30 +166,55 @@ inline bool make_room8(int64_t rows, Row8* row) {
   return true;
 }
 
-inline float dot(const float* q, const void* key, int32_t dtype, int64_t d) {
-  __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-  int64_t i = 0;
-  for (; i + 64 <= d; i += 64) {
+// The sums of four vectors' lanes.
+inline __m128 reduce4(const __m512* x) {
+  __m256 half[4];
 #pragma GCC unroll 4
-    for (int x = 0; x < 4; ++x) {
-      sum[x] = _mm512_fmadd_ps(Avx512::load(q + i + 16 * x), widen<Avx512>(key, dtype, i + 16 * x), sum[x]);
-    }
-  }
-  for (; i + 16 <= d; i += 16) sum[0] = _mm512_fmadd_ps(Avx512::load(q + i), widen<Avx512>(key, dtype, i), sum[0]);
-  float rest = 0.0f;
-  for (; i < d; ++i) rest += q[i] * widen1(key, dtype, i);
-  return rest + Avx512::reduce_add(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
+  for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(_mm512_castps512_ps256(x[i]), _mm512_extractf32x8_ps(x[i], 1));
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 
-// The candidates' scores in fp32.
+// q.key for four keys.
+template <int32_t Dtype>
+inline __m128 dot4(const float* q, const void* const* keys, int64_t d) {
+  __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+  int64_t i = 0;
+  for (; i + 16 <= d; i += 16) {
+    const __m512 query = Avx512::load(q + i);
+#pragma GCC unroll 4
+    for (int x = 0; x < 4; ++x) sum[x] = _mm512_fmadd_ps(query, widen<Avx512>(keys[x], Dtype, i), sum[x]);
+  }
+  float rest[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  for (; i < d; ++i) {
+    for (int x = 0; x < 4; ++x) rest[x] += q[i] * widen1(keys[x], Dtype, i);
+  }
+  return _mm_add_ps(reduce4(sum), _mm_loadu_ps(rest));
+}
+
+// The candidates' scores in fp32. Their keys are anywhere in memory, so they are asked for well ahead.
+template <int32_t Dtype>
+inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t d, Candidates* c) {
+  constexpr int64_t ahead = 12;
+  const auto key_at = [&](int64_t i) { return element(keys, Dtype, id_at(*c, least(i, c->count - 1)) * stride); };
+  for (int64_t i = 0; i < c->count; i += 4) {
+    const void* four[4];
+    for (int x = 0; x < 4; ++x) {
+      four[x] = key_at(i + x);
+      const char* next = static_cast<const char*>(key_at(i + x + ahead));
+      for (int64_t at = 0; at < d * element_size(Dtype); at += 64) _mm_prefetch(next + at, _MM_HINT_T0);
+    }
+    _mm_storeu_ps(c->scores + i, dot4<Dtype>(q, four, d));
+  }
+}
+
 inline void score_again(const Problem& p, const Block& k, const Walk& walk, const float* query, Candidates* c) {
   const graft_tensor& x = p.args.k;
   const void* keys = head_data(k, x);
-  for (int64_t i = 0; i < c->count; ++i) {
-    const int32_t j = id_at(*c, i);
-    const float score = dot(query, element(keys, x.dtype, j * x.strides[2]), x.dtype, p.d);
-    c->scores[i] = walk.bias == nullptr ? score : score + walk.bias[j];
-  }
+  if (x.dtype == GRAFT_F32) dot_all<GRAFT_F32>(keys, x.strides[2], query, p.d, c);
+  if (x.dtype == GRAFT_F16) dot_all<GRAFT_F16>(keys, x.strides[2], query, p.d, c);
+  if (x.dtype == GRAFT_BF16) dot_all<GRAFT_BF16>(keys, x.strides[2], query, p.d, c);
+  for (int64_t i = 0; walk.bias != nullptr && i < c->count; ++i) c->scores[i] += walk.bias[id_at(*c, i)];
   c->threshold = -kInf;
 }
 

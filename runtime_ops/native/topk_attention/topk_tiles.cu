@@ -7,9 +7,9 @@ const char* run_tiles(const Problem& p, const Plan& plan, char* scratch, cudaStr
     using Core = decltype(core);
     const int64_t works = static_cast<int64_t>((p.rows + Core::kRows - 1) / Core::kRows) * p.b * p.g;
     const Lists lists{plan.global_lists ? scratch : nullptr, plan.capacity, plan.pitch};
-    const size_t in_block = plan.global_lists ? 0 : static_cast<size_t>(Core::kRows) * plan.pitch * 8;
-    return launch(topk_kernel<Core>, plan.blocks, kThreads, topk_tile_bytes<Core>() + in_block, stream, p, lists,
-                  works);
+    const size_t tiles = topk_tile_bytes<Core>(), in_block = static_cast<size_t>(Core::kRows) * plan.pitch * 8;
+    if (plan.global_lists) return launch(topk_kernel<Core, false>, plan.blocks, kThreads, tiles, stream, p, lists, works);
+    return launch(topk_kernel<Core, true>, plan.blocks, kThreads, tiles + in_block, stream, p, lists, works);
   });
 }
 

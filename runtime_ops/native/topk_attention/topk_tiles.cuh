@@ -10,7 +10,7 @@
 
 namespace graft::gpu {
 
-// Candidate lists of a block: [64 rows][pitch] scores, then as many keys; in shared memory when global is NULL.
+// Candidate lists of a block: [64 rows][pitch] scores, then as many keys; in shared memory unless global is given.
 struct Lists {
   char* global;
   int capacity, pitch;
@@ -185,18 +185,20 @@ GRAFT_ANYWHERE size_t topk_tile_bytes() {  // without the lists
                                                                                    : Core::kStages * Core::kTileBytes);
 }
 
-template <class Core>
+// kShared says where the lists are: the compiler must know to address them cheaply.
+template <class Core, bool kShared>
 __global__ void __launch_bounds__(kThreads, Core::kBlocks) topk_kernel(Problem p, Lists lists, int64_t works) {
   static_assert(Core::kTall == 1, "a warp keeps the lists of 16 rows");
   char* const query_tile = shared_memory();
   char* const key_tiles = query_tile + (Core::kQueryStays ? Core::kQueryBytes : 0);
   const int64_t list_bytes = static_cast<int64_t>(16 * kWarps) * lists.pitch * 8;
-  char* const block = lists.global ? lists.global + blockIdx.x * list_bytes : shared_memory() + topk_tile_bytes<Core>();
+  char* const block = kShared ? shared_memory() + topk_tile_bytes<Core>() : lists.global + blockIdx.x * list_bytes;
   for (int64_t i = blockIdx.x; i < works; i += gridDim.x) {
     const TileWork<Core> work(p, i);
     const int tiles = (work.last_limit + Core::kKeys - 1) / Core::kKeys;
     const auto stage = [&](int tile) { return key_tiles + tile % Core::kStages * Core::kTileBytes; };
-    const auto load = [&](int tile) { work.load_keys(p, p.k, p.d, stage(tile), tile * Core::kKeys); };
+    typename Core::Stream keys = work.stream(p.k, p.d, 0);
+    const auto load = [&](int tile) { keys.load(stage(tile), p.t - tile * Core::kKeys); };
 
     TopkTile<Core> state(p, work, lists, block);
     typename Core::Query query;

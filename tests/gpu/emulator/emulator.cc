@@ -145,7 +145,7 @@ void land_copies() {
 char* shared() { return shared_bytes.data() + (128 - reinterpret_cast<uintptr_t>(shared_bytes.data()) % 128); }
 
 const char* run(const std::function<void()>& call, int64_t blocks, int block_threads, size_t bytes) {
-  static const char* const seed = getenv("GRAFT_EMULATOR_SEED");
+  const char* const seed = getenv("GRAFT_EMULATOR_SEED");
   std::mt19937 order(seed ? static_cast<unsigned>(atoi(seed)) : 0);
   kernel = &call;
   threads = block_threads;

@@ -1,0 +1,270 @@
+"""TopKAttention for torch tensors on CUDA, forward and backward, on the current stream.
+
+The kernels are in `libruntime_ops_cuda.so`; `GRAFT_CUDA_LIBRARY` names another file. torch is imported on first use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime_ops.kernels import _MAX_RANK, LibraryError, _Tensor, _TopKAttention
+
+if TYPE_CHECKING:
+    import torch
+
+CUDA_ABI_VERSION = 1
+_CHUNK_BYTES = 1 << 28  # of scores, where the exact gradient is made chunk by chunk
+
+
+class _Saved(ctypes.Structure):
+    """`graft_topk_attention_saved`: kept scores and keys, contiguous [b h s k]."""
+
+    _fields_ = [("scores", ctypes.c_void_p), ("keys", ctypes.c_void_p)]
+
+
+class _Backward(ctypes.Structure):
+    """`graft_topk_attention_backward`."""
+
+    _fields_ = [
+        ("forward", _TopKAttention),
+        ("saved", _Saved),
+        *((name, _Tensor) for name in ("d_out", "d_q", "d_k", "d_v")),
+    ]
+
+
+Scratch = Callable[[int], int]  # bytes to the address of that much scratch memory
+
+
+def library_path() -> Path | None:
+    """Where the CUDA library lies, or None where this installation has none."""
+    named = os.environ.get("GRAFT_CUDA_LIBRARY")
+    path = Path(named) if named else Path(__file__).with_name("libruntime_ops_cuda.so")
+    return path if path.is_file() else None
+
+
+def load() -> ctypes.CDLL:
+    """The CUDA library, checked to be the one that belongs to this package."""
+    path = library_path()
+    if path is None:
+        raise LibraryError("No CUDA kernels: this installation has no libruntime_ops_cuda.so (build with GRAFT_CUDA=ON).")
+    return _load(path)
+
+
+@functools.cache
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise LibraryError(f"{path} cannot be loaded: {error}") from error
+    found = library.graft_cuda_abi_version()
+    if found != CUDA_ABI_VERSION:
+        raise LibraryError(f"{path} has CUDA ABI version {found}, this package needs {CUDA_ABI_VERSION}.")
+    for name in ("forward", "backward"):
+        tail = "" if name == "forward" else "_backward"
+        getattr(library, f"graft_cuda_topk_attention{tail}_workspace").restype = ctypes.c_int64
+        getattr(library, f"graft_cuda_run_topk_attention{tail}").restype = ctypes.c_char_p
+    library.graft_cuda_run_topk_attention_saving.restype = ctypes.c_char_p
+    return library
+
+
+def run_forward(
+    library: ctypes.CDLL, args: _TopKAttention, saved: _Saved | None, stream: int, scratch: Scratch
+) -> None:
+    """Enqueue one forward pass; with `saved`, keep what the backward pass needs."""
+    size = max(library.graft_cuda_topk_attention_workspace(ctypes.byref(args)), 0)
+    tail = (ctypes.c_void_p(stream), ctypes.c_void_p(scratch(size)), ctypes.c_size_t(size))
+    if saved is None:
+        error = library.graft_cuda_run_topk_attention(ctypes.byref(args), *tail)
+    else:
+        error = library.graft_cuda_run_topk_attention_saving(ctypes.byref(args), ctypes.byref(saved), *tail)
+    if error is not None:
+        raise LibraryError(error.decode())
+
+
+def run_backward(library: ctypes.CDLL, args: _Backward, stream: int, scratch: Scratch) -> None:
+    """Enqueue one backward pass."""
+    size = library.graft_cuda_topk_attention_backward_workspace(ctypes.byref(args))
+    error = library.graft_cuda_run_topk_attention_backward(
+        ctypes.byref(args), ctypes.c_void_p(stream), ctypes.c_void_p(scratch(size)), ctypes.c_size_t(size)
+    )
+    if error is not None:
+        raise LibraryError(error.decode())
+
+
+def topk_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    key_mask: torch.Tensor | None = None,
+    past_length: torch.Tensor | int | None = None,
+    *,
+    k_top: int = 0,
+    scale: float | None = None,
+    causal: bool = False,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """softmax(scale q kT + bias) v over the `k_top` best keys of every row (0: over all of them), on the GPU.
+
+    q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length int64,
+    a scalar or [b]; fp32, fp16 or bf16, accumulated in fp32. Gradients reach q, k and v, not the bias. With `k_top`
+    they need memory for b h s k_top scores; the selection counts as constant, as in Gupta et al. 2021, section 2.
+    """
+    if bias is not None and bias.requires_grad:
+        raise LibraryError("The CUDA kernels have no gradient of the bias: detach it, or use the torch operation.")
+    if not isinstance(past_length, int | None):
+        past_length = past_length.to(q.device)
+    settings = (k_top, q.shape[3] ** -0.5 if scale is None else scale, softcap, causal)
+    result: torch.Tensor = _function().apply(q, k, v, bias, key_mask, past_length, settings)
+    return result
+
+
+def _view(tensor: torch.Tensor | None) -> _Tensor:
+    """The tensor as the library sees it, without a copy; an absent one for None."""
+    if tensor is None:
+        return _Tensor()
+    import torch
+
+    dtypes = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.bfloat16: 16}
+    if tensor.dtype not in dtypes:
+        raise LibraryError(f"Element type {tensor.dtype} is not supported; allowed are {', '.join(map(str, dtypes))}.")
+    if not tensor.is_cuda:
+        raise LibraryError(f"A tensor lies on {tensor.device}; the CUDA kernels need all of them on one GPU.")
+    if tensor.ndim > _MAX_RANK:
+        raise LibraryError(f"Rank {tensor.ndim} is not supported; allowed are ranks up to {_MAX_RANK}.")
+    lengths = ctypes.c_int64 * _MAX_RANK
+    return _Tensor(
+        tensor.data_ptr(), dtypes[tensor.dtype], tensor.ndim, lengths(*tensor.shape), lengths(*tensor.stride())
+    )
+
+
+class _Scratch:
+    """Scratch memory from torch's allocator, alive as long as this object."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.memory: torch.Tensor | None = None
+
+    def __call__(self, size: int) -> int:
+        import torch
+
+        self.memory = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self.memory.data_ptr()
+
+
+def _arguments(inputs: tuple[Any, ...], out: torch.Tensor, settings: tuple[Any, ...]) -> _TopKAttention:
+    k_top, scale, softcap, causal = settings
+    return _TopKAttention(*(_view(x) for x in inputs), _view(out), k_top, scale, softcap, causal, 0)
+
+
+def _forward(inputs: tuple[Any, ...], settings: tuple[Any, ...], keep: bool) -> tuple[Any, Any, Any]:
+    """Return the result and, where asked for, the kept scores and keys."""
+    import torch
+
+    q, k, v = inputs[:3]
+    if {x.ndim for x in (q, k, v)} != {4}:
+        raise LibraryError(f"q, k and v have ranks {q.ndim}, {k.ndim} and {v.ndim}; allowed is 4.")
+    b = max(q.shape[0], k.shape[0], v.shape[0]) if min(q.shape[0], k.shape[0], v.shape[0]) else 0
+    out = torch.empty((b, *q.shape[1:3], v.shape[3]), dtype=q.dtype, device=q.device)
+    scores = keys = saved = None
+    if keep:
+        shape = (*out.shape[:3], settings[0])
+        scores = torch.empty(shape, dtype=torch.float32, device=q.device)
+        keys = torch.empty(shape, dtype=torch.int32, device=q.device)
+        saved = _Saved(scores.data_ptr(), keys.data_ptr())
+    with torch.cuda.device(q.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        run_forward(load(), _arguments(inputs, out, settings), saved, stream, _Scratch(q.device))
+    return out, scores, keys
+
+
+def _backward(q: Any, k: Any, v: Any, out: Any, scores: Any, keys: Any, settings: Any, d_out: Any) -> tuple[Any, ...]:
+    """Return d_q, d_k and d_v from the kept scores; one batch for all of them."""
+    import torch
+
+    b, d_out = out.shape[0], d_out if d_out.stride(-1) == 1 else d_out.contiguous()
+    wide = [x.expand(b, -1, -1, -1) for x in (q, k, v)]
+    d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in wide)
+    args = _Backward(
+        _arguments((*wide, None, None, None), out, settings), _Saved(scores.data_ptr(), keys.data_ptr()),
+        *(_view(x) for x in (d_out, d_q, d_k, d_v)),
+    )  # fmt: skip
+    with torch.cuda.device(q.device):
+        run_backward(load(), args, torch.cuda.current_stream().cuda_stream, _Scratch(q.device))
+    return tuple(d if x.shape[0] == b else d.sum(0, keepdim=True) for d, x in zip((d_q, d_k, d_v), (q, k, v), strict=True))
+
+
+def _exact_rows(q: Any, k: Any, v: Any, rest: Any, settings: Any, first: int) -> Any:
+    """Exact attention of a slice of queries in plain torch operations, for the exact gradient."""
+    import torch
+
+    bias, key_mask, past = rest
+    _, scale, softcap, causal = settings
+    group = q.shape[1] // k.shape[1]
+    wide_k, wide_v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    x = (q @ wide_k.mT).float() * scale
+    x = softcap * torch.tanh(x / softcap) if softcap else x
+    x = x if bias is None else x + bias.float()
+    if key_mask is not None:
+        x = x.masked_fill(~key_mask[:, None, None, :], -torch.inf)
+    if causal:
+        row = torch.arange(first, first + q.shape[2], device=q.device)[:, None]
+        row = row if past is None else row + torch.as_tensor(past, device=q.device).reshape(-1, 1, 1, 1)
+        x = x.masked_fill(torch.arange(k.shape[2], device=q.device) > row, -torch.inf)
+    seen = x.amax(-1, keepdim=True) > -torch.inf
+    return torch.softmax(torch.where(seen, x, 0.0), -1).mul(seen).to(v.dtype) @ wide_v
+
+
+def _exact_backward(inputs: tuple[Any, ...], settings: Any, d_out: Any) -> tuple[Any, ...]:
+    """Return d_q, d_k and d_v of exact attention, recomputed for a bounded number of queries at a time."""
+    import torch
+
+    q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
+    bias = inputs[3]
+    rows = max(1, _CHUNK_BYTES // max(1, 4 * d_out.shape[0] * q.shape[1] * k.shape[2]))
+    for first in range(0, q.shape[2], rows):
+        cut = slice(first, first + rows)
+        part = bias[..., cut, :] if bias is not None and bias.ndim > 1 and bias.shape[-2] > 1 else bias
+        with torch.enable_grad():
+            out = _exact_rows(q[:, :, cut], k, v, (part, *inputs[4:]), settings, first)
+        out.backward(d_out[:, :, cut])
+    return tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in (q, k, v))
+
+
+@functools.cache
+def _function() -> Any:
+    """The autograd function, made when torch is first needed."""
+    import torch
+
+    class TopKAttention(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
+        @staticmethod
+        def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, key_mask: Any, past: Any, settings: Any) -> Any:
+            inputs = tuple(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+            wide_bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
+            past = None if past is None else torch.as_tensor(past, device=q.device).reshape(-1)
+            rest = (wide_bias, key_mask, past)
+            training = any(ctx.needs_input_grad[:3])
+            kept = min(settings[0], k.shape[2])
+            settings = (kept, *settings[1:])
+            out, scores, keys = _forward((*inputs, *rest), settings, training and kept > 0)
+            ctx.settings = settings
+            if training:
+                masks = (None, None, None) if kept else rest  # saved scores already know the masks
+                ctx.save_for_backward(*inputs, *masks, out if kept else None, scores, keys)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, d_out: Any) -> Any:
+            *inputs, out, scores, keys = ctx.saved_tensors
+            if scores is None:
+                gradients = _exact_backward(tuple(inputs), ctx.settings, d_out)
+            else:
+                gradients = _backward(*inputs[:3], out, scores, keys, ctx.settings, d_out)
+            return (*gradients, None, None, None, None)
+
+    return TopKAttention

@@ -1,0 +1,116 @@
+"""One hand-made report of every type, with every optional part present."""
+
+from __future__ import annotations
+
+from rewriter.doctor import Check, DoctorReport, KernelRow
+from rewriter.report import (
+    ApplyCheck,
+    ApplyReport,
+    BenchCase,
+    BenchReport,
+    DeclineRow,
+    OutputError,
+    Refusal,
+    Report,
+    ShowReport,
+    SiteError,
+    SiteRow,
+    Step,
+    Story,
+    Timing,
+    VerifyReport,
+    WhyReport,
+)
+
+ANCHOR = "/encoder/layer.0/Softmax"
+REASON = (
+    "the probabilities go into ReduceMax and not into a product with values, because the classifier picks "
+    "its answer there; nothing that graft has would take its place"
+)
+SITE = SiteRow(
+    id="attention.0",
+    kind="attention",
+    reads_as="softmax(0.125 q·kᵀ + bias) v",
+    heads=12,
+    kv_heads=4,
+    head_width=64,
+    value_width=None,
+    scale=0.125,
+    mask="bias [b 1 1 t]",
+    softcap=None,
+    anchor=ANCHOR,
+)
+SHOW = ShowReport(
+    model="model.onnx",
+    host="onnx",
+    opset=17,
+    sites=[SITE],
+    declines=[DeclineRow(kind="softmax", anchor="/head/Softmax", reason=REASON, at="/head/ReduceMax")],
+)
+WHY = WhyReport(
+    model="model.onnx",
+    stories=[
+        Story(id="decline.0", anchor="/head/Softmax", outcome=REASON, steps=[], rules={}),
+        Story(
+            id="attention.0",
+            anchor=ANCHOR,
+            outcome="softmax(0.125 q·kᵀ + bias) v",
+            steps=[Step(node="/encoder/layer.0/Mul", met="mul", meaning="scale × 0.125")],
+            rules={"exact-attention": "applies", "topk-attention": REASON},
+        ),
+    ],
+)
+VERIFY = VerifyReport(
+    outputs=[OutputError(name="logits", max_abs=3e-7, rel_l2=2e-7, cosine=1.0, argmax_agreement=0.995)],
+    tolerance=1e-5,
+    passed=True,
+    cases=["b=2 s=7", "padded", "length 1", "fully masked"],
+)
+APPLY = ApplyReport(
+    model="model.onnx",
+    sites=3,
+    rewritten=2,
+    declined=[Refusal(site="attention.2", rule="topk-attention", reason=REASON)],
+    kernels={"attention.0": "topk_attention_avx512", "attention.1": "function body"},
+    output="out.onnx",
+    verify=ApplyCheck(
+        sites=[
+            SiteError(site="attention.0", rewrite=1e-16, kernel=1e-7, original=2e-7, approximation=3e-2),
+            SiteError(site="attention.1", rewrite=1e-16, kernel=None, original=None, approximation=None),
+        ],
+        rewrite=VERIFY,
+        approximation=VERIFY,
+        rolled_back=["attention.2"],
+    ),
+    plan=["attention.0: topk-attention:k=4: out := TopKAttention(q, k, v, k=4)"],
+)
+TIMING = Timing(median_ms=1234.567, min_ms=1200.0, peak_mb=2048.25)
+BENCH = BenchReport(
+    a="model.onnx",
+    b="out.onnx",
+    cases=[BenchCase(dims={"batch": 2, "sequence": 2048}, threads=2, a=TIMING, b=TIMING, ratio=1.0)],
+)
+DOCTOR = DoctorReport(
+    python="3.11.7",
+    platform="Linux x86_64",
+    versions={"onnx": "1.23.2", "torch": None},
+    library="libruntime_ops.so",
+    kernels=[
+        KernelRow(
+            op="TopKAttention", name="topk_avx2", isa="avx2", dtypes=["float32"], usable=True, reason=""
+        ),
+        KernelRow(
+            op="TopKAttention",
+            name="topk_amx",
+            isa="amx",
+            dtypes=["float32"],
+            usable=False,
+            reason="no AMX here",
+        ),
+    ],
+    checks=[
+        Check(name="ONNX Runtime", passed=True, found="1.31.1"),
+        Check(name="kernel library", passed=False, found="ABI 9, not 1", advice="reinstall attn-graft"),
+    ],
+)
+REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, DOCTOR)

@@ -1,0 +1,149 @@
+"""The laws of docs/design.md that a machine can check; exceptions are listed here, each with its reason."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("runtime_ops", "rewriter", "patterns")
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+SCRIPTS = [
+    path for folder in ("benchmarks", "docs", "examples") for path in sorted((ROOT / folder).glob("*.py"))
+]
+
+# A package may import those on its left, never backwards: patterns → rewriter → runtime_ops.
+FORBIDDEN = {"runtime_ops": {"rewriter", "patterns"}, "rewriter": {"patterns"}, "patterns": set[str]()}
+
+# Who may import onnx_ir, and what for. Edits of a graph happen in rewriter/hosts/ only.
+ONNX_IR = {
+    "rewriter/hosts/onnx.py": "the ONNX host: reads graphs into expressions",
+    "rewriter/hosts/onnx_read.py": "its READ table",
+    "rewriter/hosts/onnx_edit.py": "its WRITE side: lowers plans, the only editor of graphs",
+    "rewriter/files.py": "opens and saves models",
+    "rewriter/recipe.py": "takes and returns models; the pipeline around the host",
+    "rewriter/site_check.py": "cuts a site out into a model of its own to run it",
+    "rewriter/doctor.py": "builds the one-node model that it runs",
+    "runtime_ops/to_onnx.py": "writes function bodies",
+    "runtime_ops/spec.py": "the type of a function body",
+}
+TORCH = {"rewriter/hosts/fx.py", "runtime_ops/to_torch.py", "runtime_ops/interpret_torch.py"}
+
+LONGEST_FILE, LONGEST_FUNCTION = 300, 40
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "rewriter/recipe.py::apply": "its docstring tells every argument of the main entry point",
+    "runtime_ops/ops/topk_attention.py::samples": "a table of calls",
+}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}:{node.lineno} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def roots(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_import_direction(path: Path) -> None:
+    """Even an import by name at run time counts: rewriter finds patterns through its entry points alone."""
+    backwards = FORBIDDEN[name(path).partition("/")[0]]
+    assert not roots(path) & backwards
+    called = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+    ]
+    strings = {arg.value for call in called for arg in call.args if isinstance(arg, ast.Constant)}
+    assert not strings & backwards
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_who_imports_onnx_ir_and_torch(path: Path) -> None:
+    assert "onnx_ir" not in roots(path) or name(path) in ONNX_IR
+    assert "torch" not in roots(path) or name(path) in TORCH
+
+
+@pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=name)
+def test_length(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGEST_FILE or name(path) in LONG_FILES, f"{lines} lines"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            long = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert long <= LONGEST_FUNCTION or f"{name(path)}::{node.name}" in LONG_FUNCTIONS, (
+                f"{node.name}: {long}"
+            )
+
+
+def test_exceptions_are_needed() -> None:
+    """An exception whose file is gone is struck from the list."""
+    listed = {*ONNX_IR, *LONG_FILES, *(entry.partition("::")[0] for entry in LONG_FUNCTIONS)}
+    assert listed <= {name(path) for path in [*FILES, *SCRIPTS]}
+
+
+# A child that cannot import torch, or anything of the rewriter's own that a command does not need.
+CHILD = """
+import sys
+
+class Forbid:
+    def find_spec(self, module, path=None, target=None):
+        if module.partition(".")[0] in {banned}:
+            raise ImportError(module + " must not be imported here")
+
+sys.meta_path.insert(0, Forbid())
+{code}
+"""
+EVERYTHING = """
+import importlib, pathlib
+for path in sys.argv[1:]:
+    importlib.import_module(path)
+import rewriter
+for entry in rewriter.__all__:
+    getattr(rewriter, entry)
+rewriter.rules(), rewriter.ops()
+"""
+
+
+def child(banned: set[str], code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    source = CHILD.format(banned=banned, code=code)
+    return subprocess.run(
+        [sys.executable, "-c", source, *args], cwd=ROOT, text=True, capture_output=True, check=False
+    )
+
+
+def test_the_onnx_side_needs_no_torch() -> None:
+    modules = [name(path).removesuffix(".py").replace("/", ".") for path in FILES if name(path) not in TORCH]
+    modules = [m.removesuffix(".__init__") for m in modules if not m.endswith("__main__")]
+    done = child({"torch"}, EVERYTHING, *modules)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_needs_nothing_heavy() -> None:
+    heavy = {"numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "ml_dtypes"}
+    code = "import contextlib, rewriter.cli as c\nassert c.console.run(c.app, ['--help']) == 0"
+    done = child(heavy, code)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: graft" in done.stdout
+
+
+def test_generated_pages_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"],
+        text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

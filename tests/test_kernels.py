@@ -1,0 +1,326 @@
+"""The compiled kernels through their C interface, against fp64: every instruction set, dtype, mask and bad input.
+
+A sample passes if its error is at most twice that of plain fp32 numpy, both against the same fp64 numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from runtime_ops import kernels
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Sample = dict[str, Any]
+
+if kernels.library_path() is None:
+    pytest.skip("the kernel library is not built", allow_module_level=True)
+
+DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+ISAS = [row["isa"] for row in kernels.kernels() if row["usable"]]
+LOWEST = float(np.finfo(np.float32).min)
+INF = float("inf")
+
+
+def attention(sample: Sample, dtype: Any) -> tuple[Array, Array]:
+    """Outputs and weights of top-k attention in plain numpy, computed in `dtype`."""
+    q, k, v = (np.asarray(sample[name], dtype) for name in "qkv")
+    k, v = (np.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
+    softcap, scale = sample.get("softcap", 0.0), sample.get("scale")
+    with np.errstate(invalid="ignore"):  # a hidden key may hold anything
+        scores = np.matmul(q, k.swapaxes(-1, -2))
+    scores = scores * np.asarray(q.shape[-1] ** -0.5 if scale is None else scale, dtype)
+    if softcap:
+        scores = np.asarray(softcap, dtype) * np.tanh(scores / np.asarray(softcap, dtype))
+    if sample.get("bias") is not None:
+        scores = scores + np.asarray(sample["bias"], dtype)
+    scores = np.where(visible(sample, scores.shape), scores, -INF).astype(dtype)
+    top = sample.get("k_top", 0)
+    if 0 < top < scores.shape[-1]:
+        rank = np.argsort(np.argsort(-scores, -1, kind="stable"), -1, kind="stable")
+        scores = np.where(rank < top, scores, -INF).astype(dtype)
+    high = scores.max(-1, keepdims=True, initial=-INF)
+    weights = np.exp(scores - np.where(np.isfinite(high), high, 0).astype(dtype))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / np.where(total > 0, total, 1)
+    return np.matmul(weights, v), weights
+
+
+def visible(sample: Sample, shape: tuple[int, ...]) -> Array:
+    """Which keys each query may see, [b h s t]."""
+    seen = np.ones(shape, bool)
+    if sample.get("key_mask") is not None:
+        seen &= sample["key_mask"][:, None, None, :]
+    if sample.get("causal"):
+        past = sample.get("past_length")
+        offset = np.zeros(1, np.int64) if past is None else np.asarray(past).reshape(-1)
+        seen &= np.arange(shape[3]) <= np.arange(shape[2])[:, None] + offset[:, None, None, None]
+    return seen
+
+
+def run(sample: Sample, **more: Any) -> Array:
+    return kernels.run_topk_attention(**(sample | more))
+
+
+def tensors(b: int = 1, h: int = 2, g: int = 2, s: int = 5, t: int = 7, d: int = 8, e: int = 8, gain: float = 1.0) -> Sample:
+    """Random q, k and v of the given shape."""
+    random = np.random.default_rng([b, h, g, s, t, d, e])
+    shapes = {"q": (b, h, s, d), "k": (b, g, t, d), "v": (b, g, t, e)}
+    sample: Sample = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    sample["q"] *= np.float32(gain)
+    return sample
+
+
+def noise(*shape: int) -> Array:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+def chosen(*shape: int, share: float = 0.6) -> Array:
+    return np.random.default_rng(sum(shape)).random(shape) < share
+
+
+def fill(t: int, live: int, value: float, *, front: bool = False) -> Array:
+    """A key bias [1 1 1 t] of random numbers, with `value` on all but `live` keys."""
+    bias = noise(1, 1, 1, t)
+    bias[..., (slice(0, t - live) if front else slice(live, t))] = value
+    return bias
+
+
+def spread(sample: Sample, key: int, factor: float) -> Sample:
+    """The sample with one key multiplied: what ruins a quantisation by a common scale."""
+    k = sample["k"].copy()
+    k[:, :, key] *= np.float32(factor)
+    return sample | {"k": k}
+
+
+def alike(sample: Sample) -> Sample:
+    """The sample with all keys equal, so that every score ties."""
+    return sample | {"k": np.repeat(sample["k"][:, :, :1], sample["k"].shape[2], axis=2)}
+
+
+LONG = {"b": 1, "h": 2, "g": 1, "s": 70, "t": 600, "d": 64, "e": 64}  # long enough for the 8-bit kernel
+
+SAMPLES: dict[str, Sample] = {
+    "small": tensors(),
+    "s=1 t=1": tensors(s=1, t=1),
+    "s=1 grouped": tensors(b=2, h=8, g=2, s=1, t=300, d=64, e=64),
+    "s=3 one key head": tensors(h=16, g=1, s=3, t=129, d=64, e=64),
+    "t=0": tensors(t=0),
+    "s=0": tensors(s=0),
+    "d=1 e=1": tensors(s=40, t=200, d=1, e=1),
+    "odd": tensors(b=2, h=3, g=1, s=65, t=131, d=33, e=37),
+    "wide": tensors(s=20, t=150, d=512, e=512),
+    "two tiles and a row block": tensors(s=129, t=257, d=64, e=64),
+    "scale": tensors() | {"scale": 0.5},
+    "scale=0": tensors() | {"scale": 0.0},
+    "softcap": tensors(s=30, t=140, gain=20) | {"softcap": 5.0},
+    "softcap small scores": tensors(s=30, t=140) | {"softcap": 50.0},
+    "huge logits": tensors(s=70, t=300, d=64, gain=1e4),
+    "q batch 1": tensors(b=3) | {"q": noise(1, 2, 5, 8)},
+    "k v batch 1": tensors(b=3) | {"k": noise(1, 2, 7, 8), "v": noise(1, 2, 7, 8)},
+    "key_mask": tensors(b=2, s=70, t=300) | {"key_mask": chosen(2, 300)},
+    "key_mask hides a tile": tensors(s=70, t=400) | {"key_mask": (np.arange(400) // 128 != 1)[None]},
+    "key_mask hides all": tensors(b=2) | {"key_mask": np.array([[False] * 7, [True] * 7])},
+    "bias [t]": tensors(s=70, t=300) | {"bias": noise(300)},
+    "bias [s t]": tensors(s=70, t=300) | {"bias": noise(70, 300)},
+    "bias [s 1]": tensors(s=70, t=300) | {"bias": noise(70, 1)},
+    "bias [h 1 t]": tensors(h=4, s=70, t=300) | {"bias": noise(4, 1, 300)},
+    "bias [h 1 t] grouped": tensors(h=4, g=2, s=3, t=300) | {"bias": noise(4, 1, 300)},
+    "bias [b h s t]": tensors(b=2, h=4, s=33, t=200) | {"bias": noise(2, 4, 33, 200)},
+    "bias, key_mask, causal": tensors(b=2, h=4, s=33, t=200)
+    | {"bias": noise(2, 1, 33, 200), "key_mask": chosen(2, 200), "causal": True, "past_length": 100},
+    "bias -inf": tensors(s=70, t=300) | {"bias": fill(300, 170, -INF)},
+    "bias -inf everywhere": tensors(s=70, t=300) | {"bias": fill(300, 0, -INF)},
+    "bias -inf by row": tensors(s=70, t=300) | {"bias": np.where(chosen(70, 300), noise(70, 300), -INF).astype(np.float32)},
+    "bias lowest": tensors(s=70, t=300) | {"bias": fill(300, 170, LOWEST)},
+    "bias lowest in front, causal": tensors(s=70, t=70) | {"bias": fill(70, 30, LOWEST, front=True), "causal": True},
+    "bias lowest everywhere": tensors(s=70, t=300) | {"bias": fill(300, 0, LOWEST)},
+    "bias lowest by row": tensors(s=70, t=300) | {"bias": np.where(chosen(70, 1), np.float32(LOWEST), noise(70, 300))},
+    "bias low but not dead": tensors(s=70, t=300, d=64, gain=30) | {"bias": fill(300, 3, -120.0)},
+    "causal": tensors(s=200, t=200) | {"causal": True},
+    "causal past": tensors(b=2, s=70, t=300) | {"causal": True, "past_length": np.array([230, 11])},
+    "causal past < 0": tensors(s=70, t=70) | {"causal": True, "past_length": -30},
+    "causal longer queries": tensors(s=200, t=70) | {"causal": True},
+    "k=1": tensors(s=70, t=300) | {"k_top": 1},
+    "k=t-1": tensors() | {"k_top": 6},
+    "k=t": tensors() | {"k_top": 7},
+    "k>t": tensors() | {"k_top": 100},
+    "k, s=1 grouped": tensors(h=8, g=2, s=1, t=700, d=64, e=64) | {"k_top": 64},
+    "k, key_mask": tensors(b=2, s=70, t=300) | {"k_top": 9, "key_mask": chosen(2, 300)},
+    "k > keys seen": tensors(b=2, s=70, t=300) | {"k_top": 100, "key_mask": chosen(2, 300, share=0.1)},
+    "k, bias [b h s t]": tensors(b=2, h=4, s=33, t=200) | {"k_top": 8, "bias": noise(2, 4, 33, 200) * 3},
+    "k, causal, softcap": tensors(s=200, t=260, d=40) | {"k_top": 20, "causal": True, "softcap": 3.0, "past_length": 60},
+    "k, huge logits": tensors(s=70, t=300, d=64, gain=1e4) | {"k_top": 32},
+    "long, k": tensors(**LONG) | {"k_top": 64},
+    "long, k=300": tensors(**LONG) | {"k_top": 300},
+    "long, k, huge logits": tensors(**LONG, gain=1e4) | {"k_top": 32},
+    "long, k, key_mask": tensors(**LONG) | {"k_top": 16, "key_mask": chosen(1, 600)},
+    "long, k, key_mask hides all": tensors(**LONG) | {"k_top": 16, "key_mask": np.zeros((1, 600), bool)},
+    "long, k, bias": tensors(**LONG) | {"k_top": 16, "bias": noise(600) * 2},
+    "long, k, bias lowest": tensors(**LONG) | {"k_top": 16, "bias": fill(600, 400, LOWEST)},
+    "long, k, bias lowest everywhere but 3": tensors(**LONG) | {"k_top": 16, "bias": fill(600, 3, LOWEST)},
+    "long, k, causal": tensors(**LONG) | {"k_top": 16, "causal": True, "past_length": 400},
+    "long, k, causal, no past": tensors(**LONG) | {"k_top": 16, "causal": True},
+    "long, k, outlier": spread(tensors(**LONG) | {"k_top": 16}, 17, 1e3),
+    "long, k, hidden garbage": spread(
+        tensors(**LONG) | {"k_top": 16, "key_mask": (np.arange(600) != 17)[None]}, 17, 1e18
+    ),
+    "long, k, odd d": tensors(**(LONG | {"d": 37, "e": 19})) | {"k_top": 24},
+    "long, k, d=256": tensors(**(LONG | {"d": 256})) | {"k_top": 24},
+}
+
+
+def takes(isa: str, sample: Sample) -> bool:
+    """Whether the kernel's limits, as the library states them, admit the sample."""
+    limits = next(row["limits"] for row in kernels.kernels() if row["isa"] == isa)
+    (_, h, s, _), (_, g, t, _) = sample["q"].shape, sample["k"].shape
+    bias = sample.get("bias")
+    row_bias = bias is not None and bias.ndim > 1 and bias.shape[-2] > 1
+    exact = not 0 < sample.get("k_top", 0) < t
+    refused = [exact and not limits["every_key"], bool(sample.get("softcap")) and not limits["softcap"]]
+    refused += [row_bias and not limits["row_bias"], t < limits["min_keys"], s * (h // g) < limits["min_rows"]]
+    return not any(refused)
+
+
+def rounded(sample: Sample, dtype: Any) -> Sample:
+    """The sample with q, k and v in `dtype`, and a bias of that type too where it stays finite."""
+    with np.errstate(over="ignore"):
+        typed = sample | {name: sample[name].astype(dtype) for name in "qkv"}
+    bias = sample.get("bias")
+    if bias is not None and np.abs(bias[np.isfinite(bias)]).max(initial=0) < 1e4:
+        typed["bias"] = bias.astype(dtype)
+    return typed
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_error_against_fp64(isa: str, dtype: str, name: str) -> None:
+    sample = rounded(SAMPLES[name], DTYPES[dtype])
+    if not takes(isa, sample):
+        with pytest.raises(kernels.LibraryError, match="does not take this problem"):
+            run(sample, isa=isa)
+        return
+    out = run(sample, isa=isa)
+    golden = attention(sample, np.float64)[0]
+    assert out.dtype == DTYPES[dtype] and out.shape == golden.shape
+    if out.size == 0:
+        return
+    plain = attention(sample, np.float32)[0].astype(out.dtype).astype(np.float64)
+    error = np.abs(out.astype(np.float64) - golden).max()
+    # The floor is one unit in the last place of the largest value of v: outputs are means of such values.
+    floor = float(np.finfo(np.float32).eps) * np.abs(sample["v"].astype(np.float64)).max(initial=0)
+    assert error <= 2 * np.abs(plain - golden).max() + floor
+
+
+def selection_of(sample: Sample, isa: str | None) -> tuple[Array, Array]:
+    """Weights that a kernel gave to each key (read through v = identity) and the fp64 scores, -inf where hidden."""
+    t = sample["k"].shape[2]
+    v = np.broadcast_to(np.eye(t, dtype=np.float32), (*sample["k"].shape[:2], t, t))
+    weights = run(sample | {"v": v}, isa=isa)
+    q, k = (sample[name].astype(np.float64) for name in "qk")
+    scores = q @ np.repeat(k, q.shape[1] // k.shape[1], axis=1).swapaxes(-1, -2) * q.shape[-1] ** -0.5
+    return weights, np.where(visible(sample, scores.shape), scores, -INF)
+
+
+TIES = {
+    "all alike": alike(tensors(**LONG)) | {"k_top": 10, "v": None},
+    "two kinds": tensors(**LONG) | {"k": np.tile(tensors(**LONG)["k"][:, :, :2], (1, 1, 300, 1)), "k_top": 310},
+    "zero queries": tensors(**LONG) | {"q": np.zeros((1, 2, 70, 64), np.float32), "k_top": 33},
+    "integers": {name: np.rint(x * 2) for name, x in tensors(**LONG).items()} | {"k_top": 64},
+    "no ties": tensors(**LONG) | {"k_top": 64},
+    "rising": tensors(**LONG) | {"k": np.sort(tensors(**LONG)["k"], axis=2), "k_top": 64},
+}
+
+
+@pytest.mark.parametrize("name", TIES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_exactly_the_k_best_are_kept(isa: str, name: str) -> None:
+    weights, scores = selection_of(TIES[name], isa)
+    kept = weights > 0
+    assert (kept.sum(-1) == TIES[name]["k_top"]).all()
+    worst_kept = np.where(kept, scores, INF).min(-1)
+    best_left = np.where(kept, -INF, scores).max(-1)
+    assert (worst_kept >= best_left - 1e-5 * np.abs(best_left).max()).all()
+    assert np.abs(weights.sum(-1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("value", [INF, float("nan"), 3e38])
+@pytest.mark.parametrize("where", ["q", "k", "v", "bias"])
+@pytest.mark.parametrize("k_top", [0, 16])
+def test_infinite_inputs_do_not_crash(isa: str, value: float, where: str, k_top: int) -> None:
+    sample = tensors(**LONG) | {"bias": noise(600), "k_top": k_top}
+    sample[where].reshape(-1)[100] = value
+    if takes(isa, sample):
+        assert run(sample, isa=isa).shape == (1, 2, 70, 64)
+
+
+@pytest.mark.parametrize("name", ["two tiles and a row block", "k, key_mask", "long, k, causal", "bias lowest"])
+def test_threads_change_nothing(name: str) -> None:
+    assert np.array_equal(run(SAMPLES[name], threads=1), run(SAMPLES[name], threads=3))
+
+
+def test_strided_inputs_are_read_in_place() -> None:
+    sample = tensors(b=2, h=3, g=3, s=50, t=140, d=16, e=16)
+    strided = {name: np.asfortranarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for name, x in sample.items()}
+    strided |= {name: np.ascontiguousarray(sample[name].transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for name in "kv"}
+    assert np.array_equal(run(sample), run(strided))
+
+
+Q, K = noise(1, 4, 5, 8), noise(1, 2, 7, 8)
+REFUSED: dict[str, tuple[Callable[[], Array], str]] = {
+    "rank": (lambda: run({"q": Q[0], "k": K, "v": K}), "ranks 3, 4 and 4; allowed is 4"),
+    "dtype": (lambda: run({"q": Q, "k": K.astype(np.float16), "v": K}), "k got element type 10, allowed the type of q, 1"),
+    "float64": (lambda: run({"q": Q.astype(np.float64), "k": K, "v": K}), "float64 is not supported; allowed are float32"),
+    "d": (lambda: run({"q": Q, "k": K[..., :4], "v": K}), "k got q .1 4 5 8., .* allowed the d of q"),
+    "t": (lambda: run({"q": Q, "k": K, "v": K[:, :, :4]}), "v got .* allowed the g and t of k"),
+    "heads": (lambda: run({"q": Q[:, :3], "k": K, "v": K}), "heads got .* allowed h a multiple of g"),
+    "batch": (lambda: run({"q": np.tile(Q, (2, 1, 1, 1)), "k": np.tile(K, (3, 1, 1, 1)), "v": K}), "batch axis got .* allowed equal"),
+    "k": (lambda: run({"q": Q, "k": K, "v": K, "k_top": -1}), r"k got -1, allowed 0 \(every key\) or more"),
+    "softcap": (lambda: run({"q": Q, "k": K, "v": K, "softcap": -1.0}), "softcap got -1.0*, allowed 0"),
+    "scale": (lambda: run({"q": Q, "k": K, "v": K, "scale": INF}), "scale got inf, allowed a finite number"),
+    "bias": (lambda: run({"q": Q, "k": K, "v": K, "bias": noise(6)}), r"bias got shape \[1 1 1 6\], allowed \[b h s t\] = \[1 4 5 7\]"),
+    "bias type": (lambda: run({"q": Q, "k": K, "v": K, "bias": np.zeros(7, bool)}), "bias got element type 9, allowed 1"),
+    "key_mask": (lambda: run({"q": Q, "k": K, "v": K, "key_mask": np.ones((1, 5), bool)}), r"key_mask got shape \[1 5\]"),
+    "key_mask type": (lambda: run({"q": Q, "k": K, "v": K, "key_mask": noise(1, 7)}), "key_mask got element type 1, allowed 9"),
+    "past_length": (lambda: run({"q": Q, "k": K, "v": K, "past_length": np.zeros(4)}), r"past_length got shape \[4\]"),
+    "isa": (lambda: run({"q": Q, "k": K, "v": K, "isa": "mmx"}), "isa got mmx, allowed scalar, avx2"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_say_what_is_allowed(name: str) -> None:
+    call, sentence = REFUSED[name]
+    with pytest.raises(kernels.LibraryError, match=sentence):
+        call()
+
+
+def test_rows_are_complete_and_ranked() -> None:
+    rows = kernels.kernels()
+    assert {"op", "name", "isa", "dtypes", "limits", "rank", "usable", "reason"} <= set(rows[0])
+    assert len({row["rank"] for row in rows}) == len(rows)
+    assert any(row["isa"] == "scalar" and row["usable"] for row in rows)
+    assert all(row["usable"] or row["reason"] for row in rows)
+
+
+@pytest.mark.parametrize(("cap", "message"), [("scalar", ""), ("avx2", ""), ("mmx", "GRAFT_ISA: got mmx, allowed scalar")])
+def test_environment_caps_the_instruction_set(cap: str, message: str) -> None:
+    code = "import numpy as np; from runtime_ops import kernels as k; x = np.ones((1, 1, 2, 4), np.float32)\n"
+    code += "assert (k.run_topk_attention(x, x, x) == 1).all()"
+    environment = os.environ | {"GRAFT_ISA": cap}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert message in done.stderr and (done.returncode == 0) == (message == "")
+
+
+def test_a_missing_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_LIBRARY", "/nowhere/lib.so")
+    with pytest.raises(kernels.LibraryError, match="GRAFT_LIBRARY names /nowhere/lib.so, which is no file"):
+        kernels.load()

@@ -1,9 +1,10 @@
 """Attention side by side: graft's kernel inside ONNX Runtime, ONNX Runtime's own operators, torch.
 
-Every graph takes q, k, v as [b s h*d], as projections leave them, and returns that layout, so that each candidate pays for
-the reshapes that it needs. `graft, heads first` is the operator alone on [b h s d]. Times are medians of rounds in which
-all candidates run one after the other in one process; peak memory is measured in a process of its own per candidate, arena
-off, output included; errors are against fp64 on sampled rows. Run `python benchmarks/attention.py --help`.
+Every graph takes q, k, v as [b s h*d], as projections leave them, and returns that layout, so that each
+candidate pays for the reshapes that it needs; `heads first` is graft's operator alone on [b h s d]. Times are
+medians of rounds in which all candidates run one after the other in one process. Peak memory is measured in a
+process per candidate, arena off, output included. Errors are against fp64 on sampled rows.
+Run `python benchmarks/attention.py --help`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Feeds = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One size: batch 1, t keys and queries, the last `padding` share of the keys hidden in masked candidates."""
+    """One size: batch 1, t keys and queries; masked candidates hide the last `padding` share of the keys."""
 
     t: int
     h: int
@@ -73,11 +74,13 @@ class Graph:
         self.weights: list[onnx.TensorProto] = []
 
     def add(self, op: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
+        """Add a node; returns its first output."""
         names = [f"{op}{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **attributes))
         return names[0]
 
     def const(self, value: Any, dtype: Any) -> str:
+        """Add a constant."""
         self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), f"c{len(self.weights)}"))
         return self.weights[-1].name
 
@@ -87,27 +90,36 @@ class Graph:
         return self.add("Transpose", self.add("Reshape", name, shape), perm=[0, 2, 1, 3])
 
     def merge(self, name: str) -> str:
+        """Turn [1 h t d] into [1 t h*d]."""
         shape = self.const([1, -1, self.p.h * self.p.d], np.int64)
         return self.add("Reshape", self.add("Transpose", name, perm=[0, 2, 1, 3]), shape)
 
     def key_bias(self) -> str:
-        """The usual padding mask of exporters: [1 1 1 t], a huge negative number where hidden."""
+        """Add the usual padding mask of exporters: [1 1 1 t], a huge negative number where hidden."""
         bias = np.zeros((1, 1, 1, self.p.t), np.float32)
         bias[..., self.p.live :] = np.finfo(np.float32).min
         return self.const(bias, np.float32)
 
     def model(self, out: str, heads_first: bool = False) -> onnx.ModelProto:
+        """Finish the graph with `out` as its output."""
         p = self.p
         shape = [1, p.h, p.t, p.d] if heads_first else [1, p.t, p.h * p.d]
         inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "qkv"]
         self.nodes.append(helper.make_node("Identity", [out], ["out"]))
         output = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, "attention", inputs, [output], self.weights)
-        domains = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid("ai.graft", 1)]
+        domains = [
+            helper.make_opsetid("", 23),
+            helper.make_opsetid(MICROSOFT, 1),
+            helper.make_opsetid("ai.graft", 1),
+        ]
         return helper.make_model(graph, opset_imports=domains, ir_version=11)
 
 
-def graft(p: Problem, *, bias: bool = False, mask: bool = False, heads_first: bool = False, **attributes: Any) -> onnx.ModelProto:
+def graft(
+    p: Problem, *, bias: bool = False, mask: bool = False, heads_first: bool = False, **attributes: Any
+) -> onnx.ModelProto:
+    """TopKAttention; with reshapes, unless heads come first."""
     g = Graph(p)
     q, k, v = "qkv" if heads_first else tuple(map(g.split, "qkv"))
     inputs = [q, k, v, g.key_bias() if bias else ""]
@@ -118,18 +130,21 @@ def graft(p: Problem, *, bias: bool = False, mask: bool = False, heads_first: bo
 
 
 def multi_head(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.ModelProto:
+    """com.microsoft MultiHeadAttention."""
     g = Graph(p)
     inputs = ["q", "k", "v", "", g.const([[j < p.live for j in range(p.t)]], np.int32)] if masked else ["q", "k", "v"]
     return g.model(g.add("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=p.h, unidirectional=causal))
 
 
 def attention23(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.ModelProto:
+    """ai.onnx Attention of opset 23."""
     g = Graph(p)
     inputs = ["q", "k", "v", g.key_bias()] if masked else ["q", "k", "v"]
     return g.model(g.add("Attention", *inputs, q_num_heads=p.h, kv_num_heads=p.h, is_causal=causal))
 
 
 def group_query(p: Problem) -> onnx.ModelProto:
+    """com.microsoft GroupQueryAttention, which is always causal."""
     g = Graph(p)
     lengths = [g.const([p.t - 1], np.int32), g.const(p.t, np.int32)]
     heads = {"num_heads": p.h, "kv_num_heads": p.h}
@@ -137,6 +152,7 @@ def group_query(p: Problem) -> onnx.ModelProto:
 
 
 def unfused(p: Problem, *, masked: bool = False, top_k: int = 0) -> onnx.ModelProto:
+    """MatMul, Softmax, MatMul."""
     g = Graph(p)
     q, k, v = map(g.split, "qkv")
     scores = g.add("MatMul", q, g.add("Transpose", k, perm=[0, 1, 3, 2]))
@@ -157,7 +173,12 @@ CANDIDATES = (
     Candidate(name="torch sdpa", kind="exact"),
     Candidate(name="graft", kind="exact", build=graft),
     Candidate(name="graft, heads first", kind="exact", build=lambda p: graft(p, heads_first=True)),
-    Candidate(name="ort MultiHeadAttention + mask", kind="masked", baseline=True, build=lambda p: multi_head(p, masked=True)),
+    Candidate(
+        name="ort MultiHeadAttention + mask",
+        kind="masked",
+        baseline=True,
+        build=lambda p: multi_head(p, masked=True),
+    ),
     Candidate(name="ort Attention-23 + mask", kind="masked", build=lambda p: attention23(p, masked=True)),
     Candidate(name="ort unfused + mask", kind="masked", build=lambda p: unfused(p, masked=True)),
     Candidate(name="torch sdpa + mask", kind="masked"),
@@ -168,7 +189,7 @@ CANDIDATES = (
     Candidate(name="ort Attention-23 causal", kind="causal", build=lambda p: attention23(p, causal=1)),
     Candidate(name="torch sdpa causal", kind="causal"),
     Candidate(name="graft causal", kind="causal", build=lambda p: graft(p, causal=1)),
-    # Nothing in ONNX Runtime computes top-k attention but the unfused graph; the question is what exact attention costs.
+    # In ONNX Runtime only the unfused graph computes this; the question is what exact attention costs.
     Candidate(name="ort unfused top-k", kind="topk", build=lambda p: unfused(p, top_k=p.top_k)),
     Candidate(name="graft top-k", kind="topk", build=lambda p: graft(p, k=p.top_k)),
     Candidate(name="graft top-k, heads first", kind="topk", build=lambda p: graft(p, k=p.top_k, heads_first=True)),
@@ -181,6 +202,7 @@ def heads(x: np.ndarray[Any, Any], p: Problem) -> np.ndarray[Any, Any]:
 
 
 def torch_runner(c: Candidate, p: Problem, threads: int) -> Callable[[], np.ndarray[Any, Any]]:
+    """Make a function that calls scaled_dot_product_attention once."""
     import torch
 
     torch.set_num_threads(threads)
@@ -199,7 +221,7 @@ def torch_runner(c: Candidate, p: Problem, threads: int) -> Callable[[], np.ndar
 
 
 def runner(c: Candidate, p: Problem, threads: int, arena: bool) -> Callable[[], np.ndarray[Any, Any]]:
-    """A function that computes the candidate once; building it is not measured."""
+    """Make a function that computes the candidate once; building it is not measured."""
     if c.build is None:
         return torch_runner(c, p, threads)
     options = onnxruntime.SessionOptions()
@@ -237,7 +259,7 @@ def error_of(c: Candidate, p: Problem, out: np.ndarray[Any, Any]) -> float:
 
 
 def resident(key: str) -> float:
-    """A memory figure of this process in MiB: VmRSS now, VmHWM at its highest since the last reset."""
+    """Read a memory figure of this process in MiB: VmRSS now, VmHWM its highest since the last reset."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) / 1024
@@ -254,12 +276,14 @@ def peak_of(c: Candidate, p: Problem, threads: int) -> float:
 
 
 def peak_in_process(c: Candidate, args: argparse.Namespace, p: Problem) -> float:
+    """Measure peak_of in a fresh process."""
     command = [sys.executable, __file__, "--peak", c.name, "--t", str(p.t), "--threads", str(args.threads)]
     command += ["--h", str(p.h), "--d", str(p.d), "--top-k", str(p.top_k), "--padding", str(p.padding)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure(candidates: list[Candidate], args: argparse.Namespace, p: Problem) -> list[dict[str, Any]]:
+    """Time all candidates, round by round."""
     runs = {c.name: runner(c, p, args.threads, arena=True) for c in candidates}
     errors = {c.name: error_of(c, p, runs[c.name]()) for c in candidates}
     times: dict[str, list[float]] = {c.name: [] for c in candidates}
@@ -279,7 +303,7 @@ def measure(candidates: list[Candidate], args: argparse.Namespace, p: Problem) -
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """`ratio`: time over the baseline of the row's kind; for top-k over exact MultiHeadAttention. Below 1 is faster."""
+    """Add `ratio`, time over the baseline of the kind (top-k: exact MultiHeadAttention)."""
     base = {row["kind"]: row["ms"] for row in rows if any(c.baseline and c.name == row["name"] for c in CANDIDATES)}
     for row in rows:
         against = base.get("exact" if row["kind"] == "topk" else row["kind"])
@@ -287,6 +311,7 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
     print(f"{'candidate':32}{'kind':8}{'t':>7}{'ms':>10}{'best':>10}{'ratio':>8}{'peak MiB':>10}{'error':>10}")
     for row in rows:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
@@ -296,6 +321,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--t", type=int, nargs="+", default=[2048, 4096], help="lengths")
     parser.add_argument("--h", type=int, default=12, help="heads")
@@ -313,6 +339,7 @@ def parse() -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace) -> list[Candidate]:
+    """Pick the candidates that the command line names."""
     parts, kinds = args.only.split(","), [kind for kind in args.kind.split(",") if kind]
     have_torch = find_spec("torch") is not None
     wanted = [c for c in CANDIDATES if any(part in c.name for part in parts) and (not kinds or c.kind in kinds)]
@@ -320,6 +347,7 @@ def chosen(args: argparse.Namespace) -> list[Candidate]:
 
 
 def main() -> None:
+    """Run the benchmark."""
     args = parse()
     problems = [Problem(t=t, h=args.h, d=args.d, top_k=args.top_k, padding=args.padding) for t in args.t]
     if args.peak:
@@ -332,7 +360,10 @@ def main() -> None:
         rows += measured
     show(rows)
     if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
+        machine = {
+            "machine": platform.processor() or platform.machine(),
+            "onnxruntime": onnxruntime.__version__,
+        }
         settings = {key: value for key, value in vars(args).items() if key not in ("json", "peak")}
         args.json.write_text(json.dumps({**machine, "settings": settings, "rows": rows}, indent=1) + "\n")
 

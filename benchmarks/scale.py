@@ -29,9 +29,7 @@ def rows(sizes: tuple[int, ...], weights: bool) -> list[dict[str, float | str]]:
         for nodes in sizes:
             proto = transformer(nodes)
             onnx.save(proto, model)
-            made.append(
-                {"model": f"{nodes} nodes", "nodes": len(proto.graph.node), **measured(model, output)}
-            )
+            made.append({"model": f"{nodes} nodes", "nodes": len(proto.graph.node), **measured(model, output)})
         if weights:
             size = heavy(model)
             made.append({"model": f"{size / 2**30:.1f} GiB of weights", **measured(model, output)})

@@ -33,14 +33,14 @@ _OTHER_SOFTMAXES = {
 
 
 def _site_or_decline(graphs: OnnxGraphs, softmax: Expr) -> AttentionSite | Decline:
-    name, split = graphs.node_name(softmax), None
-    while True:
+    name = graphs.node_name(softmax)
+    try:
         try:
+            return _read_one(graphs, name, softmax, None)
+        except Finer as split:
             return _read_one(graphs, name, softmax, split)
-        except Finer as finer:
-            split = finer
-        except Unreadable as stop:
-            return Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at))
+    except Unreadable as stop:
+        return Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at))
 
 
 def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None) -> AttentionSite:
@@ -94,7 +94,9 @@ def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:
         heads = tuple(layout.Atom("h", a.size) for a in split.heads if a.size != 1)
         first = ((*batch, *heads),)
     # s and t stay atoms even at length 1, so that both axes can be told apart
-    s, t = ((layout.Atom(n, x.shape[i]),) for n, i in zip("st", (-2, -1) if axis == rank - 1 else (-1, -2), strict=True))
+    s, t = (
+        (layout.Atom(n, x.shape[i]),) for n, i in zip("st", (-2, -1) if axis == rank - 1 else (-1, -2), strict=True)
+    )
     return (*first, *((s, t) if axis == rank - 1 else (t, s))), Frame(b=batch, h=heads, s=s, t=t)
 
 
@@ -174,7 +176,13 @@ def _product(
     if len(user.shape) != len(out):
         raise Unreadable("the values have more axes than the probabilities", user)
     steps = [*steps, Step(node=place(user), met="matmul", meaning=f"p·v, value width {v.shape[-1]}")]
-    return _Values(v=(v, (*lead, frame.t, e) if left else (*lead, e, frame.t)), out=user, axes=out, leaks=leaks, steps=steps)
+    return _Values(
+        v=(v, (*lead, frame.t, e) if left else (*lead, e, frame.t)),
+        out=user,
+        axes=out,
+        leaks=leaks,
+        steps=steps,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +195,15 @@ class _Choice:
     cost: tuple[float, ...]
 
 
-def _choices(found: tuple[Expr, layout.Axes], lead: tuple[layout.Axis, layout.Axis, layout.Axis]) -> list[_Choice]:
+def _choices(
+    found: tuple[Expr, layout.Axes],
+    lead: tuple[layout.Axis, layout.Axis, layout.Axis],
+    through_scales: bool = True,
+) -> list[_Choice]:
     """Return every tensor along a chain of views that can be arranged to an operand, outermost first."""
     expr, axes = found
     out = []
-    for depth, (x, have, factor) in enumerate(layout.views(expr, axes)):
+    for depth, (x, have, factor) in enumerate(layout.views(expr, axes, through_scales)):
         atoms = [a for axis in have for a in axis]
         last = tuple(a for a in atoms if a.letter in "de")
         heads = tuple(a for a in atoms if a.letter == "h")
@@ -236,7 +248,7 @@ def _keys_and_values(
 ) -> tuple[_Choice, _Choice, layout.Axis]:
     """Return keys and values read with the same, smallest number of heads."""
     axes = (frame.b, frame.h, frame.t)
-    keys, values = _choices(k, axes), _choices(v, axes)
+    keys, values = _choices(k, axes), _choices(v, axes, through_scales=False)
     for heads in sorted({c.lead for c in keys}, key=_volume):
         pair = [[c for c in side if _same_heads(c.lead, heads)] for side in (keys, values)]
         if all(pair):

@@ -94,7 +94,9 @@ def peel(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
 
 
 def _spelling(expr: Expr) -> str:
-    return str(expr.attrs["op"]) if expr.word == "opaque" else f"an input ({place(expr)})" if not expr.args else expr.word
+    return (
+        str(expr.attrs["op"]) if expr.word == "opaque" else f"an input ({place(expr)})" if not expr.args else expr.word
+    )
 
 
 def _matmul(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
@@ -201,7 +203,7 @@ def _where(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
             continue
         if number > NEGLIGIBLE:
             raise Unreadable(
-                f"masked scores are set to {number:g}, which leaves them weight; at most {NEGLIGIBLE:g} is read as a mask",
+                f"masked scores are set to {number:g}, which leaves them weight; a mask sets {NEGLIGIBLE:g} or less",
                 expr,
             )
         scores = peel(inner, axes, frame)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewriter import layout
+from rewriter.layout import Axes, Axis, arrange, text
 from rewriter.report import Step
 from runtime_ops.dims import Dim
 from runtime_ops.words import Expr
@@ -22,16 +22,16 @@ class Operand:
     """
 
     value: Expr = field(compare=False)
-    axes: layout.Axes = field(compare=False)
+    axes: Axes = field(compare=False)
 
     @property
     def layout(self) -> str:
         """Layout as text, e.g. ``b t g d``."""
-        return layout.text(self.axes)
+        return text(self.axes)
 
-    def arranged(self, target: layout.Axes) -> Expr | None:
+    def arranged(self, target: Axes) -> Expr | None:
         """Return the tensor brought to another layout, None if that cannot be expressed."""
-        return layout.arrange(self.value, self.axes, target)
+        return arrange(self.value, self.axes, target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class AttentionSite:
     out: Operand
     softmax: Expr = field(compare=False)
     leaks: Sequence[str] = ()
-    frame: dict[str, layout.Axis] = field(compare=False, default_factory=dict)
+    frame: dict[str, Axis] = field(compare=False, default_factory=dict)
     steps: Sequence[Step] = field(compare=False, default=())
 
     kind = "attention"

@@ -6,13 +6,34 @@ Nothing heavy is imported before a command needs it, so that ``graft --help`` an
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from rewriter import console
 from rewriter.errors import BAD_INPUT, DONE, FAILED, GraftError
+from rewriter.options import (
+    A,
+    B,
+    Dim,
+    Dims,
+    DryRun,
+    Expect,
+    Inputs,
+    Json,
+    Model,
+    NoVerify,
+    OpName,
+    Output,
+    RuleName,
+    Rules,
+    Sites,
+    Strict,
+    Threads,
+    Tolerance,
+    one_each,
+    several_each,
+)
 
 app = typer.Typer(
     name="graft",
@@ -21,42 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file.")]
-A = Annotated[str, typer.Argument(metavar="A", help="The ONNX file to compare with.")]
-B = Annotated[str, typer.Argument(metavar="B", help="The ONNX file that is compared.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
-Inputs = Annotated[
-    str | None, typer.Option(metavar="F.npz", help="Arrays to run on, by input name; made up without it.")
-]
-Dim = Annotated[
-    list[str], typer.Option(metavar="NAME=N", help="Length of a free dimension of the inputs; repeatable.")
-]
-Output = Annotated[
-    str | None, typer.Option("-o", "--output", metavar="OUT", help="The file to write; not MODEL itself.")
-]
-Rules = Annotated[
-    list[str],
-    typer.Option(metavar="NAME[:key=value,…]", help="A rule to apply; repeatable. Default: exact-attention."),
-]
-Sites = Annotated[
-    str | None,
-    typer.Option(metavar="SEL", help="Sites to rewrite, names or wildcards: attention.0,attention.1*."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Fail (1) if any site is declined.")]
-Expect = Annotated[
-    int | None, typer.Option(metavar="N", min=0, help="Fail (1) if fewer than N sites are rewritten.")
-]
-NoVerify = Annotated[
-    bool, typer.Option("--no-verify", help="Do not run original and result to compare them.")
-]
-Dims = Annotated[
-    list[str],
-    typer.Option(metavar="NAME=N,N,…", help="Lengths of a free dimension, one case each; repeatable."),
-]
-RuleName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One rule in full.")]
-OpName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One operation in full.")]
 
 
 def main() -> NoReturn:
@@ -165,7 +150,7 @@ def apply(
     with console.progress() as bar:
         report = rewriter.apply(
             model, output=output, sites=sites, dry_run=dry_run, strict=strict, expect=expect,
-            verify=not no_verify, inputs=inputs, dims=_one_each(dim), progress=bar, **chosen,
+            verify=not no_verify, inputs=inputs, dims=one_each(dim), progress=bar, **chosen,
         )  # fmt: skip
     console.emit(report, as_json=json)
     return DONE
@@ -177,9 +162,7 @@ def verify(
     b: B,
     inputs: Inputs = None,
     dim: Dim = [],  # noqa: B006 - typer copies it
-    tolerance: Annotated[
-        float, typer.Option(metavar="T", min=0.0, help="Largest relative L2 error of any output that passes.")
-    ] = 1e-5,
+    tolerance: Tolerance = 1e-5,
     json: Json = False,
 ) -> int:
     """Run two models on the same inputs and compare every output; exit 3 if one is beyond the tolerance.
@@ -193,7 +176,7 @@ def verify(
     """
     import rewriter
 
-    report = rewriter.verify(a, b, inputs=inputs, dims=_one_each(dim), tolerance=tolerance)
+    report = rewriter.verify(a, b, inputs=inputs, dims=one_each(dim), tolerance=tolerance)
     console.emit(report, as_json=json)
     if report.passed:
         return DONE
@@ -208,7 +191,7 @@ def bench(
     a: A,
     b: B,
     dim: Dims = [],  # noqa: B006 - typer copies it
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of ONNX Runtime.")] = 1,
+    threads: Threads = 1,
     json: Json = False,
 ) -> int:
     """Time two models in turn on the same inputs: medians, their ratio, and the peak memory of each.
@@ -220,7 +203,7 @@ def bench(
     """
     import rewriter
 
-    console.emit(rewriter.bench(a, b, dims=_several_each(dim), threads=threads), as_json=json)
+    console.emit(rewriter.bench(a, b, dims=several_each(dim), threads=threads), as_json=json)
     return DONE
 
 
@@ -270,26 +253,3 @@ def doctor(json: Json = False) -> int:
     report = examine()
     console.emit(report, as_json=json)
     return DONE if all(check.passed for check in report.checks) else BAD_INPUT
-
-
-def _one_each(options: Sequence[str]) -> Mapping[str, int] | None:
-    """Return NAME=N options as data; None for none."""
-    lengths = _several_each(options)
-    for name, several in (lengths or {}).items():
-        if len(several) != 1:
-            raise GraftError(f"--dim {name} takes one length here, not {len(several)}")
-    return None if lengths is None else {name: several[0] for name, several in lengths.items()}
-
-
-def _several_each(options: Sequence[str]) -> Mapping[str, Sequence[int]] | None:
-    """Return NAME=N,N,… options as data; None for none."""
-    lengths: dict[str, list[int]] = {}
-    for option in options:
-        name, _, numbers = option.partition("=")
-        several = [n.strip() for n in numbers.split(",")]
-        if not name or not all(n.isdecimal() and int(n) for n in several):
-            raise GraftError(f"--dim {option} is not of the form NAME=N with a whole number N of 1 or more")
-        if name in lengths:
-            raise GraftError(f"--dim {name} is given twice")
-        lengths[name] = [int(n) for n in several]
-    return lengths or None

@@ -22,7 +22,7 @@ TOLERANCE = 1e-5  # relative L2 error that float32 rounding may cause end to end
 def verify(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],
-    inputs: str | os.PathLike[str] | None = None,  # noqa: A002 - the word of the command line
+    inputs: str | os.PathLike[str] | None = None,
     dims: Mapping[str, int] | None = None,
     tolerance: float = TOLERANCE,
 ) -> VerifyReport:
@@ -104,9 +104,7 @@ def noise(path: str | os.PathLike[str], found: Sequence[Case]) -> float:
     Quantised models turn one rounding into a step; no rewrite can be closer than the model is to itself.
     """
     usual = sessions.open_session(path, ours=False)
-    others = [
-        sessions.open_session(path, optimize=level, ours=False) for level in ("none", "basic", "extended")
-    ]
+    others = [sessions.open_session(path, optimize=level, ours=False) for level in ("none", "basic", "extended")]
     reports = [compare_sessions(usual, other, found, 0.0) for other in others]
     return max((o.rel_l2 for report in reports for o in report.outputs), default=0.0)
 

@@ -169,9 +169,7 @@ def _tiny_model(spec: Any, sample: Any) -> bytes:
     import onnx_ir as ir
 
     shapes = {name: (array.shape, array.dtype) for name, array in sample.arrays.items()}
-    inputs = [
-        ir.val(name, ir.DataType.from_numpy(dtype), [*shape]) for name, (shape, dtype) in shapes.items()
-    ]
+    inputs = [ir.val(name, ir.DataType.from_numpy(dtype), [*shape]) for name, (shape, dtype) in shapes.items()]
     node = ir.node(spec.name, inputs, attributes=dict(sample.attrs), domain="ai.graft", version=1)
     node.outputs[0].name = "out"
     node.outputs[0].dtype = ir.DataType.FLOAT

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from rewriter.errors import GraftError
 from runtime_ops.to_onnx import MAX_OPSET, MIN_OPSET
 
+_DATA = ".data"  # ending of the file of external weights
 _EMBED_LIMIT = 1 << 30  # bytes of weights above which a model is saved with external data
 
 
@@ -68,11 +69,15 @@ def check_output(output: str | os.PathLike[str], source: str | os.PathLike[str] 
     """Return the output's path.
 
     Raises:
-        GraftError: it is the input, a folder, or in a folder that does not exist or cannot be written.
+        GraftError: it would overwrite the input or its external data, is a folder, or lies in a folder that does
+            not exist or cannot be written.
     """
     path = Path(output)
     if source is not None and path.exists() and os.path.samefile(path, source):
         raise GraftError(f"{path}: is the input; choose another output, the original is not overwritten")
+    for target in (path, path.with_name(path.name + _DATA)):
+        if source is not None and target.exists() and any(os.path.samefile(target, f) for f in _data_files(source)):
+            raise GraftError(f"{target}: holds weights of the input; choose another output")
     if path.is_dir():
         raise GraftError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():
@@ -80,6 +85,12 @@ def check_output(output: str | os.PathLike[str], source: str | os.PathLike[str] 
     if not os.access(path.parent, os.W_OK):
         raise GraftError(f"{path}: the folder {path.parent} cannot be written")
     return path
+
+
+def _data_files(source: str | os.PathLike[str]) -> set[Path]:
+    """Return the files that hold the external data of a model."""
+    weights = (v.const_value for v in open_model(source).graph.initializers.values())
+    return {Path(w.path) for w in weights if isinstance(w, ir.ExternalTensor)}
 
 
 @contextlib.contextmanager
@@ -107,7 +118,7 @@ def save_into(model: ir.Model, folder: Path, name: str) -> Path:
     weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     external = any(isinstance(w, ir.ExternalTensor) for w in weights)
     total = sum(w.nbytes for w in weights)
-    ir.save(model, target, external_data=f"{name}.data" if external or total > _EMBED_LIMIT else None)
+    ir.save(model, target, external_data=name + _DATA if external or total > _EMBED_LIMIT else None)
     return target
 
 

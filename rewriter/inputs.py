@@ -139,7 +139,9 @@ def load(path: str | os.PathLike[str], signature: Signature) -> Feeds:
     wanted = {i.name: i for i in signature.inputs}
     for name in [*wanted, *feeds]:
         if name not in feeds:
-            raise GraftError(f"{path}: has no array '{name}'; the model's inputs are {', '.join(wanted)}")
+            raise GraftError(
+                f"{path}: has no array '{name}' but {', '.join(feeds)}; the inputs are {', '.join(wanted)}"
+            )
         if name not in wanted:
             raise GraftError(f"{path}: has an array '{name}' that is no input; the inputs are {', '.join(wanted)}")
         _check(str(path), feeds[name], wanted[name])

@@ -75,8 +75,7 @@ def _back_transpose(expr: Expr, x: Expr, axes: Axes) -> Axes | None:
 
 
 def _back_reshape(expr: Expr, x: Expr, axes: Axes) -> Axes | None:
-    assert expr.shape is not None and x.shape is not None  # ``back`` looked
-    return regroup(expr.shape, axes, x.shape)
+    return regroup(expr.shape or (), axes, x.shape or ())
 
 
 def _back_expand(expr: Expr, x: Expr, axes: Axes) -> Axes | None:
@@ -170,8 +169,11 @@ def _share(atoms: Sequence[Atom], lengths: Sequence[Dim]) -> list[Axis] | None:
     return None if others is None else [tuple(taken), *others]
 
 
-def views(expr: Expr, axes: Axes) -> Iterator[tuple[Expr, Axes, float]]:
-    """Yield ``expr`` and what it is a view of, outside in, with layouts and the factor that was taken off."""
+def views(expr: Expr, axes: Axes, through_scales: bool = True) -> Iterator[tuple[Expr, Axes, float]]:
+    """Yield ``expr`` and what it is a view of, outside in, with layouts and the factor that was taken off.
+
+    Without ``through_scales`` it stops at a product with a number.
+    """
     factor = 1.0
     while True:
         yield expr, axes, factor
@@ -179,7 +181,7 @@ def views(expr: Expr, axes: Axes) -> Iterator[tuple[Expr, Axes, float]]:
         if inner is not None:
             expr, axes = inner
             continue
-        scaled = scalar_factor(expr)
+        scaled = scalar_factor(expr) if through_scales else None
         if scaled is None or scaled[0].shape is None or len(scaled[0].shape) != len(axes):
             return
         expr, factor = scaled[0], factor * scaled[1]

@@ -6,7 +6,7 @@ from typing import Any
 
 from rewriter import registry
 from rewriter.errors import GraftError
-from rewriter.recipe import ModelLike, Reading, name_of, open_any, read
+from rewriter.reading import ModelLike, Reading, name_of, open_any, read
 from rewriter.report import DeclineRow, ShowReport, SiteRow, Story, WhyReport
 from runtime_ops.dims import Dim
 

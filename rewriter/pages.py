@@ -52,9 +52,7 @@ def rule_page(rule: Rule) -> Iterable[RenderableType]:
     yield f"{rule.name}\n\n{rule.summary}\n\nrewrites: {rule.on}\nkeeps: {_keeps(rule)}"
     if rule.options:
         yield ""
-        yield _table(
-            ("option", "type", "default", "meaning"), (_option(*item) for item in rule.options.items())
-        )
+        yield _table(("option", "type", "default", "meaning"), (_option(*item) for item in rule.options.items()))
 
 
 def _keeps(rule: Rule) -> str:

@@ -50,5 +50,7 @@ def parse(rule: str | Rule) -> Rule:
         key, equals, value = part.partition("=")
         if not equals or not key or not value:
             raise GraftError(f"'{part}' in rule '{rule}' is not of the form key=value")
+        if key.strip() in given:
+            raise GraftError(f"option {key.strip()} is given twice in rule '{rule}'")
         given[key.strip()] = value.strip()
     return known[name].bound(given)

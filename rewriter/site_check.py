@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from rewriter import sessions
+from rewriter.compare import relative
 from rewriter.hosts.onnx import OnnxGraphs
 from rewriter.inputs import Case
 from rewriter.plan import Plan
 from rewriter.report import SiteError
-from rewriter.compare import relative
 from runtime_ops import interpret
 from runtime_ops.spec import DOMAIN, VERSION
 from runtime_ops.to_onnx import Bodies, Writer
@@ -63,7 +62,7 @@ def wanted(graphs: OnnxGraphs, plan: Plan) -> list[ir.Value]:
 def capture(model: ir.Model, wanted: Sequence[ir.Value], folder: Path, found: Sequence[Case]) -> list[Leaves]:
     """Return the values of tensors of the main graph in every case, by running the model with more outputs."""
     graph = model.graph
-    have = {value for value in graph.outputs}
+    have = set(graph.outputs)
     inside = [v for v in wanted if v.producer() is not None and v.producer().graph is graph]  # type: ignore[union-attr]
     graph.outputs.extend(v for v in inside if v not in have)
     path = folder / "captured.onnx"
@@ -108,7 +107,9 @@ def check(
     return SiteError(site=site, rewrite=worst[0], kernel=worst[1], original=worst[2], approximation=approximation)
 
 
-def _errors(region: Expr, expr: Expr, exact: Expr, session: _Alone, values: Leaves) -> tuple[float, float, float, float]:
+def _errors(
+    region: Expr, expr: Expr, exact: Expr, session: _Alone, values: Leaves
+) -> tuple[float, float, float, float]:
     inner = {value: array for value, array in values.items() if value is not region.handle}
     truth, planned, best = (interpret.golden(e, inner) for e in (region, expr, exact))
     feeds = {f"leaf_{i}": np.ascontiguousarray(inner[v]) for i, v in enumerate(session.leaves)}
@@ -149,5 +150,3 @@ def failure(error: SiteError) -> str | None:
         if not error.kernel <= allowed:
             return f"the operation is off by {error.kernel:.2g} from float64, the original by {error.original:.2g}"
     return None
-
-

@@ -55,7 +55,9 @@ def bench(
     return BenchReport(a=str(a), b=str(b), cases=cases)
 
 
-def _feeds(graphs: OnnxGraphs, signature: inputs.Signature, a: str | os.PathLike[str], given: Mapping[str, int]) -> Feeds:
+def _feeds(
+    graphs: OnnxGraphs, signature: inputs.Signature, a: str | os.PathLike[str], given: Mapping[str, int]
+) -> Feeds:
     """Return plain inputs; if not all sizes are given, ones that the model runs on."""
     if set(signature.dims) <= set(given):
         return signature.feeds(signature.sizes(given, 1, 1))
@@ -78,9 +80,7 @@ def _case(
 ) -> BenchCase:
     with tempfile.TemporaryDirectory(prefix="graft-") as folder, ExitStack() as stack:
         np.savez(Path(folder) / "feeds.npz", **feeds)  # type: ignore[arg-type]
-        first, second = (
-            stack.enter_context(_worker(model, Path(folder) / "feeds.npz", threads)) for model in (a, b)
-        )
+        first, second = (stack.enter_context(_worker(model, Path(folder) / "feeds.npz", threads)) for model in (a, b))
         peaks = [_ask(worker, "peak")["peak_mb"] for worker in (first, second)]
         warm = max(_ask(worker, "time")["ms"] for worker in (first, second))
         rounds = max(3, min(_ROUNDS, int(_BUDGET_MS / max(warm, 1e-3))))

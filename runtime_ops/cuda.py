@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,9 @@ def load() -> ctypes.CDLL:
     """The CUDA library, checked to be the one that belongs to this package."""
     path = library_path()
     if path is None:
-        raise LibraryError("No CUDA kernels: this installation has no libruntime_ops_cuda.so (build with GRAFT_CUDA=ON).")
+        raise LibraryError(
+            "No CUDA kernels: this installation has no libruntime_ops_cuda.so (build with GRAFT_CUDA=ON)."
+        )
     return _load(path)
 
 
@@ -64,8 +67,7 @@ def _load(path: Path) -> ctypes.CDLL:
     found = library.graft_cuda_abi_version()
     if found != CUDA_ABI_VERSION:
         raise LibraryError(f"{path} has CUDA ABI version {found}, this package needs {CUDA_ABI_VERSION}.")
-    for name in ("forward", "backward"):
-        tail = "" if name == "forward" else "_backward"
+    for tail in ("", "_backward"):
         getattr(library, f"graft_cuda_topk_attention{tail}_workspace").restype = ctypes.c_int64
         getattr(library, f"graft_cuda_run_topk_attention{tail}").restype = ctypes.c_char_p
     library.graft_cuda_run_topk_attention_saving.restype = ctypes.c_char_p
@@ -133,14 +135,31 @@ def _view(tensor: torch.Tensor | None) -> _Tensor:
     dtypes = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.bfloat16: 16}
     if tensor.dtype not in dtypes:
         raise LibraryError(f"Element type {tensor.dtype} is not supported; allowed are {', '.join(map(str, dtypes))}.")
-    if not tensor.is_cuda:
-        raise LibraryError(f"A tensor lies on {tensor.device}; the CUDA kernels need all of them on one GPU.")
+    _require_cuda(tensor)
     if tensor.ndim > _MAX_RANK:
         raise LibraryError(f"Rank {tensor.ndim} is not supported; allowed are ranks up to {_MAX_RANK}.")
     lengths = ctypes.c_int64 * _MAX_RANK
     return _Tensor(
-        tensor.data_ptr(), dtypes[tensor.dtype], tensor.ndim, lengths(*tensor.shape), lengths(*tensor.stride())
+        tensor.data_ptr(),
+        dtypes[tensor.dtype],
+        tensor.ndim,
+        lengths(*tensor.shape),
+        lengths(*tensor.stride()),
     )
+
+
+def _require_cuda(tensor: torch.Tensor) -> None:
+    if not tensor.is_cuda:
+        raise LibraryError(f"A tensor lies on {tensor.device}; the CUDA kernels need all of them on one GPU.")
+
+
+@contextmanager
+def _stream(device: torch.device) -> Iterator[int]:
+    """The device's current stream, with the device made current."""
+    import torch
+
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream().cuda_stream
 
 
 class _Scratch:
@@ -177,8 +196,7 @@ def _forward(inputs: tuple[Any, ...], settings: tuple[Any, ...], keep: bool) -> 
         scores = torch.empty(shape, dtype=torch.float32, device=q.device)
         keys = torch.empty(shape, dtype=torch.int32, device=q.device)
         saved = _Saved(scores.data_ptr(), keys.data_ptr())
-    with torch.cuda.device(q.device):
-        stream = torch.cuda.current_stream().cuda_stream
+    with _stream(q.device) as stream:
         run_forward(load(), _arguments(inputs, out, settings), saved, stream, _Scratch(q.device))
     return out, scores, keys
 
@@ -196,7 +214,9 @@ def _backward(q: Any, k: Any, v: Any, out: Any, scores: Any, keys: Any, settings
     )  # fmt: skip
     with torch.cuda.device(q.device):
         run_backward(load(), args, torch.cuda.current_stream().cuda_stream, _Scratch(q.device))
-    return tuple(d if x.shape[0] == b else d.sum(0, keepdim=True) for d, x in zip((d_q, d_k, d_v), (q, k, v), strict=True))
+    return tuple(
+        d if x.shape[0] == b else d.sum(0, keepdim=True) for d, x in zip((d_q, d_k, d_v), (q, k, v), strict=True)
+    )
 
 
 def _exact_rows(q: Any, k: Any, v: Any, rest: Any, settings: Any, first: int) -> Any:

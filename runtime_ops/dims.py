@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Union
 
 Monomial = tuple[str, ...]
@@ -122,7 +121,10 @@ def vague(dim: Dim) -> bool:
 
 def product(dims: Iterable[Dim]) -> Dim:
     """Return the product of lengths (1 for none)."""
-    return reduce(lambda a, b: a * b, dims, 1)
+    total: Dim = 1
+    for dim in dims:
+        total = total * dim
+    return total
 
 
 def bind(dim: Dim, values: Mapping[str, int]) -> int:

@@ -47,7 +47,7 @@ def _slice(args: Sequence[Array], attrs: Mapping[str, Any]) -> Array:
 
 def _div(args: Sequence[Array], attrs: Mapping[str, Any]) -> Array:
     a, b = args
-    if a.dtype == object or b.dtype == object:
+    if object in (a.dtype, b.dtype):
         return np.asarray(a // b, dtype=object)
     if a.dtype.kind in "iu":
         return np.asarray(np.trunc(np.true_divide(a, b))).astype(a.dtype)
@@ -66,7 +66,7 @@ def _golden_cast(args: Sequence[Array], attrs: Mapping[str, Any]) -> Array:
 
 def is_float(dtype: Any) -> bool:
     """Return whether ``dtype`` is a floating type, the 16-bit ones of ml_dtypes included."""
-    return np.dtype(dtype).kind == "f" or np.dtype(dtype).name.startswith(("bfloat", "float"))
+    return bool(np.dtype(dtype).kind == "f" or np.dtype(dtype).name.startswith("bfloat"))
 
 
 def _topk(args: Sequence[Array], attrs: Mapping[str, Any]) -> Array:

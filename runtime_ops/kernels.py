@@ -82,12 +82,14 @@ def library_path() -> Path | None:
 
 
 def load() -> ctypes.CDLL:
-    """The kernel library, checked to be the one that belongs to this package."""
+    """Load the kernel library, checked to be the one that belongs to this package."""
     path = library_path()
     if path is None:
         named = os.environ.get("GRAFT_LIBRARY")
         where = f"GRAFT_LIBRARY names {named}, which is no file" if named else "this installation has no library"
-        raise LibraryError(f"No compiled kernels: {where}. Models still run, on the standard operators of their functions.")
+        raise LibraryError(
+            f"No compiled kernels: {where}. Models still run, on the standard operators of their functions."
+        )
     return _load(path)
 
 
@@ -97,7 +99,12 @@ def _load(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise LibraryError(f"{path} cannot be loaded: {error}") from error
-    for name in ("graft_version", "graft_list_kernels", "graft_run_topk_attention", "graft_pick_topk_attention"):
+    for name in (
+        "graft_version",
+        "graft_list_kernels",
+        "graft_run_topk_attention",
+        "graft_pick_topk_attention",
+    ):
         if not hasattr(library, name):
             raise LibraryError(f"{path} is no graft kernel library: it has no {name}")
         getattr(library, name).restype = ctypes.c_char_p
@@ -108,7 +115,9 @@ def _load(path: Path) -> ctypes.CDLL:
 def _check_versions(library: ctypes.CDLL, path: Path) -> None:
     abi = library.graft_abi_version()
     if abi != ABI_VERSION:
-        raise LibraryError(f"{path} has ABI version {abi}, this package needs {ABI_VERSION}: build or install them together.")
+        raise LibraryError(
+            f"{path} has ABI version {abi}, this package needs {ABI_VERSION}: build or install them together."
+        )
     try:
         wanted = metadata.version(_DISTRIBUTION)
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
@@ -125,7 +134,7 @@ def kernels() -> list[dict[str, Any]]:
 
 
 def _view(array: Array | None) -> _Tensor:
-    """The array as the library sees it, without a copy; an absent one for None."""
+    """Describe the array as the library sees it, without a copy; an absent one for None."""
     if array is None:
         return _Tensor()
     if array.dtype not in _DTYPES:
@@ -135,26 +144,23 @@ def _view(array: Array | None) -> _Tensor:
         raise LibraryError(f"Rank {array.ndim} is not supported; allowed are ranks up to {_MAX_RANK}.")
     strides = [stride // array.itemsize for stride in array.strides]
     shape_type = ctypes.c_int64 * _MAX_RANK
-    return _Tensor(
-        array.ctypes.data, _DTYPES[array.dtype], array.ndim, shape_type(*array.shape), shape_type(*strides)
-    )
+    return _Tensor(array.ctypes.data, _DTYPES[array.dtype], array.ndim, shape_type(*array.shape), shape_type(*strides))
 
 
 def _rows(array: Array) -> Array:
-    """The array with a contiguous last axis."""
+    """Copy the array where its last axis is not contiguous."""
     ready = array.ndim == 0 or array.shape[-1] <= 1 or array.strides[-1] == array.itemsize
     return array if ready else np.ascontiguousarray(array)
 
 
 def _aligned(array: Array | None, rank: int) -> Array | None:
-    """The array with `rank` axes, new ones in front."""
+    """Give the array `rank` axes, new ones in front."""
     return None if array is None else array[(np.newaxis,) * (rank - array.ndim)]
 
 
 def _make_pool(executor: ThreadPoolExecutor, threads: int) -> _Pool:
-    """A pool over Python threads: ctypes releases the interpreter lock while the library computes."""
+    """Make a pool over Python threads: ctypes releases the interpreter lock while the library computes."""
 
-    @_Run
     def run(_pool: int, total: int, task: Any, state: int) -> None:
         def share(first: int) -> None:
             for index in range(first, total, threads):
@@ -162,7 +168,7 @@ def _make_pool(executor: ThreadPoolExecutor, threads: int) -> _Pool:
 
         list(executor.map(share, range(threads)))
 
-    return _Pool(None, run, threads)
+    return _Pool(None, _Run(run), threads)
 
 
 def run_topk_attention(
@@ -182,15 +188,23 @@ def run_topk_attention(
 ) -> Array:
     """softmax(scale q kT + bias) v over the `k_top` best keys of every row (0: over all of them).
 
-    q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length int64,
-    a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. `isa` forces a kernel; `threads` are Python threads.
+    q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length
+    int64, a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. `isa` forces a kernel; `threads` are
+    Python threads, started for the call.
     """
     library = load()
     q, k, v = _rows(q), _rows(k), _rows(v)
     if min(q.ndim, k.ndim, v.ndim) != 4 or max(q.ndim, k.ndim, v.ndim) != 4:
         raise LibraryError(f"q, k and v have ranks {q.ndim}, {k.ndim} and {v.ndim}; allowed is 4.")
     past = None if past_length is None else np.asarray(past_length, np.int64)
-    out = np.empty((max(q.shape[0], k.shape[0], v.shape[0]) if q.size and k.size else q.shape[0], *q.shape[1:3], v.shape[3]), q.dtype)
+    out = np.empty(
+        (
+            max(q.shape[0], k.shape[0], v.shape[0]) if q.size and k.size else q.shape[0],
+            *q.shape[1:3],
+            v.shape[3],
+        ),
+        q.dtype,
+    )
     inputs = (q, k, v, _aligned(bias, 4), key_mask, _aligned(past, 1))
     views = [_view(array) for array in (*inputs, out)]
     args = _TopKAttention(*views, k_top, q.shape[3] ** -0.5 if scale is None else scale, softcap, causal, 0)
@@ -210,13 +224,13 @@ def _name(isa: str | None) -> bytes | None:
 
 
 def register(session_options: Any) -> None:
-    """Adds graft's operators to an `onnxruntime.SessionOptions`, where the library is present; once is enough."""
+    """Add graft's operators to an `onnxruntime.SessionOptions`; a second time changes nothing."""
     load()
     session_options.register_custom_ops_library(str(library_path()))
 
 
 def session(path: str | Path, **options: Any) -> Any:
-    """An `onnxruntime.InferenceSession` of the model at `path` with graft's operators registered.
+    """Open the model at `path` in an `onnxruntime.InferenceSession` with graft's operators registered.
 
     `options` are those of InferenceSession; `sess_options` may be given, and `providers` default to the CPU.
     """

@@ -27,7 +27,8 @@ def _dtype(word: str, args: Sequence[Expr], attrs: Mapping[str, Any]) -> np.dtyp
     if word in ("dim", "topk"):
         return np.dtype(np.int64)
     if word == "cast":
-        return np.dtype(attrs["to"])
+        to: np.dtype[Any] = np.dtype(attrs["to"])
+        return to
     if word == "where":
         return args[1].dtype or args[2].dtype
     return next((a.dtype for a in args if a.dtype is not None), None) if args else None
@@ -35,7 +36,7 @@ def _dtype(word: str, args: Sequence[Expr], attrs: Mapping[str, Any]) -> np.dtyp
 
 def broadcast_dim(a: Dim, b: Dim) -> Dim:
     """Return the length of two axes after broadcasting."""
-    if a == b or b == 1:
+    if b in (a, 1):
         return a
     if a == 1 or isinstance(b, int):
         return b

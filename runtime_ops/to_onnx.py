@@ -43,7 +43,7 @@ class Writer:
         self.prefix = prefix
         self.bodies = bodies
         self.nodes: list[ir.Node] = []
-        self._given = dict(values or {})
+        self._given: dict[Any, ir.Value] = dict(values or {})
         self._made: dict[int, ir.Value] = {}
         self._kept: list[Expr] = []  # keeps ids of ``_made`` from being used twice
         self._constants: dict[Any, ir.Value] = {}
@@ -67,9 +67,7 @@ class Writer:
             return self.constant(expr)
         return WRITE[expr.word](self, [self._made[id(a)] for a in expr.args], expr)
 
-    def op(
-        self, name: str, *inputs: ir.Value | None, domain: str = "", overload: str = "", **attrs: Any
-    ) -> ir.Value:
+    def op(self, name: str, *inputs: ir.Value | None, domain: str = "", overload: str = "", **attrs: Any) -> ir.Value:
         """Write one node and return its output; attributes that are None are left out."""
         attributes = {key: value for key, value in attrs.items() if value is not None}
         node = ir.node(name, inputs, attributes, domain=domain, overload=overload, name=self._name(name))
@@ -260,7 +258,13 @@ WRITE: dict[str, Spell] = {
 
 
 def function(
-    domain: str, name: str, overload: str, inputs: Sequence[Expr | None], result: Expr, attrs: Sequence[str], opset: int
+    domain: str,
+    name: str,
+    overload: str,
+    inputs: Sequence[Expr | None],
+    result: Expr,
+    attrs: Sequence[str],
+    opset: int,
 ) -> ir.Function:
     """Return a model-local function that computes ``result``.
 

@@ -33,11 +33,11 @@ WORDS: dict[str, tuple[int | None, tuple[str, ...]]] = {
     "gather": (2, ("axis",)),
     "dim": (1, ("start", "end")),
     # arithmetic
-    **{word: (2, ()) for word in ("add", "sub", "mul", "div", "pow", "max", "min", "lt", "le", "eq", "and", "or")},
-    **{word: (1, ()) for word in ("neg", "exp", "log", "sqrt", "tanh", "erf", "not", "floor")},
+    **dict.fromkeys(("add", "sub", "mul", "div", "pow", "max", "min", "lt", "le", "eq", "and", "or"), (2, ())),
+    **dict.fromkeys(("neg", "exp", "log", "sqrt", "tanh", "erf", "not", "floor"), (1, ())),
     "where": (3, ()),
     # reductions and selection
-    **{word: (1, ("axes", "keepdims")) for word in ("sum", "mean", "amax")},
+    **dict.fromkeys(("sum", "mean", "amax"), (1, ("axes", "keepdims"))),
     "topk": (2, ()),
     "pick": (2, ()),
     "scatter": (3, ()),
@@ -94,7 +94,7 @@ def make(word: str, *args: Expr, handle: Any = None, **attrs: Any) -> Expr:
     """Return ``word`` applied to ``args``, with shape, type and (where small and known) value worked out."""
     arity, names = WORDS[word]
     if (arity is not None and len(args) != arity) or not set(attrs) <= set(names):
-        raise ValueError(f"the word {word} takes {arity} arguments and {names}, got {len(args)} and {set(attrs)}")
+        raise ValueError(f"{word} takes {arity} arguments and {names}, got {len(args)} and {set(attrs)}")
     known = _fold(word, args, attrs)
     if known is None:
         shape, dtype = shapes.infer(word, args, attrs)
@@ -107,10 +107,11 @@ def make(word: str, *args: Expr, handle: Any = None, **attrs: Any) -> Expr:
 def _fold(word: str, args: Sequence[Expr], attrs: dict[str, Any]) -> np.ndarray | None:
     if word == "dim":
         return _fold_dim(args[0], attrs)
-    if word in ("input", "opaque", "const") or any(a.known is None for a in args):
+    values = [a.known for a in args if a.known is not None]
+    if word in ("input", "opaque", "const", "call") or len(values) != len(args):
         return None
     try:
-        value = interpret.EVAL[word]([a.known for a in args], attrs)
+        value = interpret.EVAL[word](values, attrs)
     except (TypeError, ValueError, ArithmeticError, IndexError):
         return None  # symbolic lengths that this word cannot carry
     return tidy(np.asarray(value)) if np.size(value) <= _FOLD_LIMIT else None

@@ -61,9 +61,7 @@ class Heavy(Sketch):
 
     def weight(self, name: str, *shape: int, std: float | None = None) -> Value:
         size = int(np.prod(shape)) * 4
-        tensor = TensorProto(
-            name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL
-        )
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", self.FILE), ("offset", self.offset), ("length", size)):
             tensor.external_data.add(key=key, value=str(value))
         self.initializers.append(tensor)

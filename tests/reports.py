@@ -96,9 +96,7 @@ DOCTOR = DoctorReport(
     versions={"onnx": "1.23.2", "torch": None},
     library="libruntime_ops.so",
     kernels=[
-        KernelRow(
-            op="TopKAttention", name="topk_avx2", isa="avx2", dtypes=["float32"], usable=True, reason=""
-        ),
+        KernelRow(op="TopKAttention", name="topk_avx2", isa="avx2", dtypes=["float32"], usable=True, reason=""),
         KernelRow(
             op="TopKAttention",
             name="topk_amx",

@@ -223,9 +223,7 @@ class Sketch:
         self.outputs.append(helper.make_tensor_value_info(name, ELEMENT[self.dtype][1], shape))
 
     def model(self) -> onnx.ModelProto:
-        infos = [
-            helper.make_tensor_value_info(i.name, ELEMENT[i.dtype][1], _shape(i.dims)) for i in self.inputs
-        ]
+        infos = [helper.make_tensor_value_info(i.name, ELEMENT[i.dtype][1], _shape(i.dims)) for i in self.inputs]
         graph = helper.make_graph(self.nodes, "sketch", infos, self.outputs, self.initializers)
         imports = [helper.make_opsetid(domain, version) for domain, version in self.domains.items()]
         model = helper.make_model(graph, opset_imports=imports, functions=self.functions)

@@ -13,9 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("runtime_ops", "rewriter", "patterns")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-SCRIPTS = [
-    path for folder in ("benchmarks", "docs", "examples") for path in sorted((ROOT / folder).glob("*.py"))
-]
+SCRIPTS = [path for folder in ("benchmarks", "docs", "examples") for path in sorted((ROOT / folder).glob("*.py"))]
 
 # A package may import those on its left, never backwards: patterns → rewriter → runtime_ops.
 FORBIDDEN = {"runtime_ops": {"rewriter", "patterns"}, "rewriter": {"patterns"}, "patterns": set[str]()}
@@ -65,9 +63,7 @@ def test_import_direction(path: Path) -> None:
     """Even an import by name at run time counts: rewriter finds patterns through its entry points alone."""
     backwards = FORBIDDEN[name(path).partition("/")[0]]
     assert not roots(path) & backwards
-    called = [
-        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
-    ]
+    called = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     strings = {arg.value for call in called for arg in call.args if isinstance(arg, ast.Constant)}
     assert not strings & backwards
 
@@ -85,9 +81,7 @@ def test_length(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):
             long = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert long <= LONGEST_FUNCTION or f"{name(path)}::{node.name}" in LONG_FUNCTIONS, (
-                f"{node.name}: {long}"
-            )
+            assert long <= LONGEST_FUNCTION or f"{name(path)}::{node.name}" in LONG_FUNCTIONS, f"{node.name}: {long}"
 
 
 def test_exceptions_are_needed() -> None:
@@ -121,9 +115,7 @@ rewriter.rules(), rewriter.ops()
 
 def child(banned: set[str], code: str, *args: str) -> subprocess.CompletedProcess[str]:
     source = CHILD.format(banned=banned, code=code)
-    return subprocess.run(
-        [sys.executable, "-c", source, *args], cwd=ROOT, text=True, capture_output=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", source, *args], cwd=ROOT, text=True, capture_output=True, check=False)
 
 
 def test_the_onnx_side_needs_no_torch() -> None:

@@ -84,7 +84,11 @@ def external(
     def prepare(folder: Path) -> None:
         model = onnx.load(folder / "model.onnx")
         onnx.save(
-            model, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+            model,
+            folder / "model.onnx",
+            save_as_external_data=True,
+            location="weights.bin",
+            size_threshold=300,
         )
         model = onnx.load(folder / "model.onnx", load_external_data=False)
         for tensor in model.graph.initializer:
@@ -123,8 +127,9 @@ def linked(folder: Path) -> None:
     (folder / "inner").mkdir()
 
 
-def classifier(folder: Path) -> None:
-    onnx.save(SPELLING["classifier-head"].build(), folder / "model.onnx")
+def declined(folder: Path) -> None:
+    """A site whose probabilities are an output too: read, and declined by every rule."""
+    onnx.save(SPELLING["probs-also-output"].build(), folder / "model.onnx")
 
 
 def unrunnable(folder: Path) -> None:
@@ -142,7 +147,8 @@ def other_model(folder: Path) -> None:
     info = helper.make_tensor_value_info("z", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Identity", ["z"], ["zz"])], "c", [info], [])
     graph.output.append(helper.make_tensor_value_info("zz", TensorProto.FLOAT, [1]))
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), folder / "c.onnx")
+    imports = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), folder / "c.onnx")
 
 
 def npz(**arrays: np.ndarray) -> Callable[[Path], None]:
@@ -165,9 +171,7 @@ def twice(folder: Path) -> None:
 def old_runtime(folder: Path) -> None:
     """ONNX Runtime says an old version: a sitecustomize that the child imports first."""
     (folder / "fake").mkdir()
-    (folder / "fake" / "sitecustomize.py").write_text(
-        'import onnxruntime\nonnxruntime.__version__ = "1.10.0"\n'
-    )
+    (folder / "fake" / "sitecustomize.py").write_text('import onnxruntime\nonnxruntime.__version__ = "1.10.0"\n')
 
 
 X = np.zeros((1, 4, 20), np.float32)
@@ -244,23 +248,23 @@ ROWS = (
     # sites
     bad("unknown-site", (*APPLY, "--sites", "nothing-of-this-name"), "nothing-of-this-name"),
     bad("why-unknown-site", "why model.onnx nothing-of-this-name", "nothing-of-this-name"),
-    bad("strict", (*APPLY, "--strict"), "softmax|declin|not", classifier, code=1),
+    bad("strict", (*APPLY, "--strict"), "declin|output|probabilit", declined, code=1),
     bad("expect-more", (*APPLY, "--expect", "5"), r"5.*1|1.*5", code=1),
-    bad("expect-negative", (*APPLY, "--expect", "-5"), "-5"),
+    bad("expect-negative", (*APPLY, "--expect", "-5"), "--expect"),
     # inputs of verify and bench
     bad("verify-fails", VERIFY, "differ|fail|error|toleran", other_model, code=3),
     bad("verify-other-signature", "verify model.onnx c.onnx", "input|output|signature", other_model),
-    bad("tolerance-not-a-number", (*VERIFY, "--tolerance", "small"), "small", twice),
-    bad("tolerance-negative", (*VERIFY, "--tolerance", "-1"), "tolerance.*-1|-1", twice),
+    bad("tolerance-not-a-number", (*VERIFY, "--tolerance", "small"), "--tolerance", twice),
+    bad("tolerance-negative", (*VERIFY, "--tolerance", "-1"), "--tolerance", twice),
     bad("dim-unknown", (*VERIFY, "--dim", "length=4"), "length.*(b|s)", twice),
     bad("dim-malformed", (*VERIFY, "--dim", "s"), "--dim|s", twice),
     bad("dim-not-a-number", (*VERIFY, "--dim", "s=long"), "long", twice),
     bad("dim-zero", (*VERIFY, "--dim", "s=0"), r"s.*0", twice),
     bad("bench-dim-unknown", ("bench", "model.onnx", "b.onnx", "--dim", "length=4,8"), "length", twice),
-    bad("bench-no-threads", ("bench", "model.onnx", "b.onnx", "--threads", "0"), "threads.*0|0", twice),
+    bad("bench-no-threads", ("bench", "model.onnx", "b.onnx", "--threads", "0"), "--threads", twice),
     bad("inputs-missing", (*VERIFY, "--inputs", "none.npz"), "none.npz", twice),
     bad("inputs-not-npz", (*VERIFY, "--inputs", "in.npz"), "in.npz", text_npz),
-    bad("inputs-wrong-name", (*VERIFY, "--inputs", "in.npz"), r"\by\b.*\bx\b|\bx\b.*\by\b", npz(y=X)),
+    bad("inputs-wrong-name", (*VERIFY, "--inputs", "in.npz"), r"in\.npz.*\bx\b", npz(y=X)),
     bad("inputs-wrong-rank", (*VERIFY, "--inputs", "in.npz"), r"\bx\b", npz(x=X[0])),
     bad("inputs-wrong-width", (*VERIFY, "--inputs", "in.npz"), r"\bx\b.*(19|20)", npz(x=X[:, :, :19])),
     bad(
@@ -306,9 +310,7 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         if "__pycache__" not in path.parts:
-            kind = (
-                os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() else path.read_bytes()
-            )
+            kind = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() else path.read_bytes()
             found[str(path.relative_to(folder))] = kind
     return found
 
@@ -345,6 +347,8 @@ STUB = """
 int32_t graft_abi_version(void) { return 9999; }
 const char* graft_version(void) { return "99.0.0"; }
 const char* graft_list_kernels(void) { return "[]"; }
+const char* graft_run_topk_attention(void* args, const char* isa, void* pool) { return "never called"; }
+const char* graft_pick_topk_attention(void* args, const char* isa, void* reason) { return 0; }
 void* RegisterCustomOps(void* options, void* api) { return 0; }
 """
 

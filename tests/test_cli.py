@@ -92,9 +92,7 @@ def test_json_is_the_api_s(graft: Graft, model: Path, fast: Path) -> None:
 
 def test_apply_writes_what_it_says(graft: Graft, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    code, said, err = graft(
-        "apply", model, "-o", out, "--rule", "topk-attention:k=2", "--expect", 1, "--json"
-    )
+    code, said, err = graft("apply", model, "-o", out, "--rule", "topk-attention:k=2", "--expect", 1, "--json")
     assert (code, err) == (0, "")
     report = parsed(said)
     assert report == plain(
@@ -239,9 +237,7 @@ def test_letters_that_a_terminal_lacks(model: Path) -> None:
     assert b"softmax(" in done.stdout
 
 
-def test_progress_on_a_terminal_only(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     with console.progress() as nobody:
         assert nobody is None
     parent, terminal = pty.openpty()

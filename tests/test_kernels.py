@@ -1,4 +1,4 @@
-"""The compiled kernels through their C interface, against fp64: every instruction set, dtype, mask and bad input.
+"""The compiled kernels through their C interface, against fp64: every ISA, dtype, mask and bad input.
 
 A sample passes if its error is at most twice that of plain fp32 numpy, both against the same fp64 numbers.
 """
@@ -69,7 +69,9 @@ def run(sample: Sample, **more: Any) -> Array:
     return kernels.run_topk_attention(**(sample | more))
 
 
-def tensors(b: int = 1, h: int = 2, g: int = 2, s: int = 5, t: int = 7, d: int = 8, e: int = 8, gain: float = 1.0) -> Sample:
+def tensors(
+    b: int = 1, h: int = 2, g: int = 2, s: int = 5, t: int = 7, d: int = 8, e: int = 8, gain: float = 1.0
+) -> Sample:
     """Random q, k and v of the given shape."""
     random = np.random.default_rng([b, h, g, s, t, d, e])
     shapes = {"q": (b, h, s, d), "k": (b, g, t, d), "v": (b, g, t, e)}
@@ -138,7 +140,8 @@ SAMPLES: dict[str, Sample] = {
     | {"bias": noise(2, 1, 33, 200), "key_mask": chosen(2, 200), "causal": True, "past_length": 100},
     "bias -inf": tensors(s=70, t=300) | {"bias": fill(300, 170, -INF)},
     "bias -inf everywhere": tensors(s=70, t=300) | {"bias": fill(300, 0, -INF)},
-    "bias -inf by row": tensors(s=70, t=300) | {"bias": np.where(chosen(70, 300), noise(70, 300), -INF).astype(np.float32)},
+    "bias -inf by row": tensors(s=70, t=300)
+    | {"bias": np.where(chosen(70, 300), noise(70, 300), -INF).astype(np.float32)},
     "bias lowest": tensors(s=70, t=300) | {"bias": fill(300, 170, LOWEST)},
     "bias lowest in front, causal": tensors(s=70, t=70) | {"bias": fill(70, 30, LOWEST, front=True), "causal": True},
     "bias lowest everywhere": tensors(s=70, t=300) | {"bias": fill(300, 0, LOWEST)},
@@ -156,7 +159,8 @@ SAMPLES: dict[str, Sample] = {
     "k, key_mask": tensors(b=2, s=70, t=300) | {"k_top": 9, "key_mask": chosen(2, 300)},
     "k > keys seen": tensors(b=2, s=70, t=300) | {"k_top": 100, "key_mask": chosen(2, 300, share=0.1)},
     "k, bias [b h s t]": tensors(b=2, h=4, s=33, t=200) | {"k_top": 8, "bias": noise(2, 4, 33, 200) * 3},
-    "k, causal, softcap": tensors(s=200, t=260, d=40) | {"k_top": 20, "causal": True, "softcap": 3.0, "past_length": 60},
+    "k, causal, softcap": tensors(s=200, t=260, d=40)
+    | {"k_top": 20, "causal": True, "softcap": 3.0, "past_length": 60},
     "k, huge logits": tensors(s=70, t=300, d=64, gain=1e4) | {"k_top": 32},
     "long, k": tensors(**LONG) | {"k_top": 64},
     "long, k=300": tensors(**LONG) | {"k_top": 300},
@@ -185,7 +189,11 @@ def takes(isa: str, sample: Sample) -> bool:
     row_bias = bias is not None and bias.ndim > 1 and bias.shape[-2] > 1
     exact = not 0 < sample.get("k_top", 0) < t
     refused = [exact and not limits["every_key"], bool(sample.get("softcap")) and not limits["softcap"]]
-    refused += [row_bias and not limits["row_bias"], t < limits["min_keys"], s * (h // g) < limits["min_rows"]]
+    refused += [
+        row_bias and not limits["row_bias"],
+        t < limits["min_keys"],
+        s * (h // g) < limits["min_rows"],
+    ]
     return not any(refused)
 
 
@@ -210,7 +218,8 @@ def test_error_against_fp64(isa: str, dtype: str, name: str) -> None:
         return
     out = run(sample, isa=isa)
     golden = attention(sample, np.float64)[0]
-    assert out.dtype == DTYPES[dtype] and out.shape == golden.shape
+    assert out.dtype == DTYPES[dtype]
+    assert out.shape == golden.shape
     if out.size == 0:
         return
     plain = attention(sample, np.float32)[0].astype(out.dtype).astype(np.float64)
@@ -221,7 +230,7 @@ def test_error_against_fp64(isa: str, dtype: str, name: str) -> None:
 
 
 def selection_of(sample: Sample, isa: str | None) -> tuple[Array, Array]:
-    """Weights that a kernel gave to each key (read through v = identity) and the fp64 scores, -inf where hidden."""
+    """Weights that a kernel gave to each key, read through v = identity, and fp64 scores (-inf: hidden)."""
     t = sample["k"].shape[2]
     v = np.broadcast_to(np.eye(t, dtype=np.float32), (*sample["k"].shape[:2], t, t))
     weights = run(sample | {"v": v}, isa=isa)
@@ -278,20 +287,44 @@ def test_strided_inputs_are_read_in_place() -> None:
 Q, K = noise(1, 4, 5, 8), noise(1, 2, 7, 8)
 REFUSED: dict[str, tuple[Callable[[], Array], str]] = {
     "rank": (lambda: run({"q": Q[0], "k": K, "v": K}), "ranks 3, 4 and 4; allowed is 4"),
-    "dtype": (lambda: run({"q": Q, "k": K.astype(np.float16), "v": K}), "k got element type 10, allowed the type of q, 1"),
-    "float64": (lambda: run({"q": Q.astype(np.float64), "k": K, "v": K}), "float64 is not supported; allowed are float32"),
+    "dtype": (
+        lambda: run({"q": Q, "k": K.astype(np.float16), "v": K}),
+        "k got element type 10, allowed the type of q, 1",
+    ),
+    "float64": (
+        lambda: run({"q": Q.astype(np.float64), "k": K, "v": K}),
+        "float64 is not supported; allowed are float32",
+    ),
     "d": (lambda: run({"q": Q, "k": K[..., :4], "v": K}), "k got q .1 4 5 8., .* allowed the d of q"),
     "t": (lambda: run({"q": Q, "k": K, "v": K[:, :, :4]}), "v got .* allowed the g and t of k"),
     "heads": (lambda: run({"q": Q[:, :3], "k": K, "v": K}), "heads got .* allowed h a multiple of g"),
-    "batch": (lambda: run({"q": np.tile(Q, (2, 1, 1, 1)), "k": np.tile(K, (3, 1, 1, 1)), "v": K}), "batch axis got .* allowed equal"),
+    "batch": (
+        lambda: run({"q": np.tile(Q, (2, 1, 1, 1)), "k": np.tile(K, (3, 1, 1, 1)), "v": K}),
+        "batch axis got .* allowed equal",
+    ),
     "k": (lambda: run({"q": Q, "k": K, "v": K, "k_top": -1}), r"k got -1, allowed 0 \(every key\) or more"),
     "softcap": (lambda: run({"q": Q, "k": K, "v": K, "softcap": -1.0}), "softcap got -1.0*, allowed 0"),
     "scale": (lambda: run({"q": Q, "k": K, "v": K, "scale": INF}), "scale got inf, allowed a finite number"),
-    "bias": (lambda: run({"q": Q, "k": K, "v": K, "bias": noise(6)}), r"bias got shape \[1 1 1 6\], allowed \[b h s t\] = \[1 4 5 7\]"),
-    "bias type": (lambda: run({"q": Q, "k": K, "v": K, "bias": np.zeros(7, bool)}), "bias got element type 9, allowed 1"),
-    "key_mask": (lambda: run({"q": Q, "k": K, "v": K, "key_mask": np.ones((1, 5), bool)}), r"key_mask got shape \[1 5\]"),
-    "key_mask type": (lambda: run({"q": Q, "k": K, "v": K, "key_mask": noise(1, 7)}), "key_mask got element type 1, allowed 9"),
-    "past_length": (lambda: run({"q": Q, "k": K, "v": K, "past_length": np.zeros(4)}), r"past_length got shape \[4\]"),
+    "bias": (
+        lambda: run({"q": Q, "k": K, "v": K, "bias": noise(6)}),
+        r"bias got shape \[1 1 1 6\], allowed \[b h s t\] = \[1 4 5 7\]",
+    ),
+    "bias type": (
+        lambda: run({"q": Q, "k": K, "v": K, "bias": np.zeros(7, bool)}),
+        "bias got element type 9, allowed 1",
+    ),
+    "key_mask": (
+        lambda: run({"q": Q, "k": K, "v": K, "key_mask": np.ones((1, 5), bool)}),
+        r"key_mask got shape \[1 5\]",
+    ),
+    "key_mask type": (
+        lambda: run({"q": Q, "k": K, "v": K, "key_mask": noise(1, 7)}),
+        "key_mask got element type 1, allowed 9",
+    ),
+    "past_length": (
+        lambda: run({"q": Q, "k": K, "v": K, "past_length": np.zeros(4)}),
+        r"past_length got shape \[4\]",
+    ),
     "isa": (lambda: run({"q": Q, "k": K, "v": K, "isa": "mmx"}), "isa got mmx, allowed scalar, avx2"),
 }
 
@@ -311,16 +344,19 @@ def test_rows_are_complete_and_ranked() -> None:
     assert all(row["usable"] or row["reason"] for row in rows)
 
 
-@pytest.mark.parametrize(("cap", "message"), [("scalar", ""), ("avx2", ""), ("mmx", "GRAFT_ISA: got mmx, allowed scalar")])
+@pytest.mark.parametrize(
+    ("cap", "message"), [("scalar", ""), ("avx2", ""), ("mmx", "GRAFT_ISA: got mmx, allowed scalar")]
+)
 def test_environment_caps_the_instruction_set(cap: str, message: str) -> None:
     code = "import numpy as np; from runtime_ops import kernels as k; x = np.ones((1, 1, 2, 4), np.float32)\n"
     code += "assert (k.run_topk_attention(x, x, x) == 1).all()"
     environment = os.environ | {"GRAFT_ISA": cap}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert message in done.stderr and (done.returncode == 0) == (message == "")
+    assert message in done.stderr
+    assert (done.returncode == 0) == (not message)
 
 
 def test_a_missing_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAFT_LIBRARY", "/nowhere/lib.so")
-    with pytest.raises(kernels.LibraryError, match="GRAFT_LIBRARY names /nowhere/lib.so, which is no file"):
+    with pytest.raises(kernels.LibraryError, match=r"GRAFT_LIBRARY names /nowhere/lib\.so, which is no file"):
         kernels.load()

@@ -22,9 +22,7 @@ import rewriter
 from rewriter.report import ApplyReport, ShowReport, SiteRow
 
 ARRAYS = list[np.ndarray]
-COLLAPSED = (
-    1e-2  # error of an original that lost its scores to a huge finite mask: then it is the reference itself
-)
+COLLAPSED = 1e-2  # error of an original that lost its scores to a huge finite mask: then it is the reference itself
 ROUNDINGS = 4
 UNIT = {"float16": 2.0**-11, "float32": 2.0**-24}
 

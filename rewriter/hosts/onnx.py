@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.hosts import onnx_read
+from rewriter.hosts import onnx_opaque, onnx_read
 from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.words import WORDS, Expr, symbol
 
@@ -138,7 +138,7 @@ def declared(value: ir.Value) -> tuple[Dim, ...] | None:
 def _declared_dim(value: ir.Value, axis: int, length: int | ir.SymbolicDim) -> Dim:
     if isinstance(length, int):
         return length
-    return Sym.named(length.value if length.value else f"?{value.name}.{axis}")
+    return Sym.named(length.value or f"?{value.name}.{axis}")
 
 
 def element(value: ir.Value) -> np.dtype[Any] | None:
@@ -183,7 +183,7 @@ def _constant(node: ir.Node) -> Expr:
 
 
 def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int) -> Expr:
-    shape = onnx_read.opaque_shape(node, args) if index == 0 else None
+    shape = onnx_opaque.opaque_shape(node, args) if index == 0 else None
     given = tuple(a for a in args if a is not None)
-    dtype = element(value) or (onnx_read.opaque_type(node, args) if index == 0 else None)
+    dtype = element(value) or (onnx_opaque.opaque_type(node, args) if index == 0 else None)
     return Expr("opaque", given, {"op": node.op_type}, _refine(shape, value), dtype, None, value)

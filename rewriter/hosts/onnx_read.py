@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from runtime_ops.dims import Dim, product
+from runtime_ops.dims import product
 from runtime_ops.words import Expr, const, make
 
 Args = Sequence["Expr | None"]
@@ -26,7 +26,7 @@ def attr(node: ir.Node, name: str, default: Any = None) -> Any:
 
 
 def _word(word: str, swap: bool = False) -> Row:
-    return lambda node, args, opset: make(word, *(reversed(args) if swap else args))  # type: ignore[arg-type]
+    return lambda node, args, opset: make(word, *(reversed(args) if swap else args))
 
 
 def _variadic(word: str) -> Row:
@@ -134,7 +134,7 @@ def _slice(node: ir.Node, args: Args, opset: int) -> Expr | None:
 
 def _split(node: ir.Node, args: Args, opset: int) -> Sequence[Expr] | None:
     x, axis = args[0], attr(node, "axis", 0)
-    sizes: Sequence[Dim] | None = _numbers(node, args, 1, "split")
+    sizes = _numbers(node, args, 1, "split")
     if sizes is None:
         if x is None or x.shape is None or len(args) > 1:
             return None
@@ -142,12 +142,12 @@ def _split(node: ir.Node, args: Args, opset: int) -> Sequence[Expr] | None:
         if not isinstance(length, int):
             return None
         step = -(-length // len(node.outputs))
-        sizes = [min(step, length - i * step) for i in range(len(node.outputs))]
+        sizes = tuple(min(step, length - i * step) for i in range(len(node.outputs)))
     parts, start = [], 0
     for size in sizes:
-        bounds = (const([start]), const([start + int(size)]), const([axis]), const([1]))  # type: ignore[call-overload]
+        bounds = (const([start]), const([start + size]), const([axis]), const([1]))
         parts.append(make("slice", x, *bounds))  # type: ignore[arg-type]
-        start += int(size)  # type: ignore[call-overload]
+        start += size
     return parts
 
 
@@ -269,41 +269,3 @@ READ: dict[str, Row] = {
     "Reciprocal": _reciprocal,
     "IsNaN": _is_nan,
 }
-
-# Opaque operators whose first output has the shape of the input of this index.
-SHAPE_OF_INPUT: dict[str, int] = {
-    **dict.fromkeys(
-        "LayerNormalization RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization BatchNormalization "
-        "InstanceNormalization GroupNormalization Clip HardSwish HardSigmoid LeakyRelu PRelu Elu Gelu FastGelu "
-        "QuickGelu BiasGelu Mish Swish Softplus Softsign Sin Cos Abs Ceil Round Sign CumSum Trilu LogSoftmax "
-        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear ScatterND ScatterElements IsInf CastLike "
-        "RotaryEmbedding BitwiseNot".split(),
-        0,
-    ),
-    "GatherElements": 1,
-}
-
-
-def opaque_shape(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
-    """Return the shape of an opaque operator's first output where it is plain."""
-    if node.op_type == "MatMulInteger" and args[0] is not None and args[1] is not None:
-        return make("matmul", args[0], args[1]).shape
-    if node.op_type == "Tile":
-        return _tiled(args)
-    index = SHAPE_OF_INPUT.get(node.op_type)
-    source = args[index] if index is not None and index < len(args) else None
-    return None if source is None else source.shape
-
-
-def opaque_type(node: ir.Node, args: Args) -> np.dtype[Any] | None:
-    """Return the element type of an opaque operator's first output where it is that of its data input."""
-    plain = node.op_type in SHAPE_OF_INPUT or node.op_type in ("Tile", "Conv", "GatherND", "Pad", "Resize")
-    changes = node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "IsInf", "CastLike")
-    return args[0].dtype if plain and not changes and args and args[0] is not None else None
-
-
-def _tiled(args: Args) -> tuple[Dim, ...] | None:
-    x, repeats = args[0], args[1]
-    if x is None or x.shape is None or repeats is None or repeats.known is None:
-        return None
-    return tuple(length * times for length, times in zip(x.shape, repeats.known.reshape(-1).tolist(), strict=True))

@@ -30,6 +30,9 @@ typedef struct graft_topk_attention_backward {
 
 GRAFT_EXPORT int32_t graft_cuda_abi_version(void);
 
+// The calling thread's current device; NULL, or what CUDA says.
+GRAFT_EXPORT const char* graft_cuda_current_device(int32_t* device);
+
 // JSON array of kernel rows, as graft_list_kernels.
 GRAFT_EXPORT const char* graft_cuda_list_kernels(void);
 

@@ -26,7 +26,7 @@ struct OrtApiBase {
 enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum OrtElementType { ORT_UNDEFINED = 0 };  // others are numbered as in graft_dtype
 enum OrtCharacteristic { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };
-enum OrtMemType { ORT_MEM_CPU_INPUT = -2, ORT_MEM_DEFAULT = 0 };
+enum OrtMemType { ORT_MEM_DEFAULT = 0 };
 
 namespace ort {
 
@@ -66,7 +66,6 @@ constexpr Slot<OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)> Ke
 constexpr Slot<OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)> KernelContext_GetOutput{91};
 constexpr Slot<void(OrtStatus*)> ReleaseStatus{93};
 constexpr Slot<void(Info*)> ReleaseTensorTypeAndShapeInfo{99};
-constexpr Slot<void(OrtCustomOpDomain*)> ReleaseCustomOpDomain{101};
 constexpr Slot<OrtStatus*(OrtSessionOptions*, const char*, const char*)> AddSessionConfigEntry{130};
 constexpr Slot<OrtStatus*(const OrtSessionOptions*, const char*, int*)> HasSessionConfigEntry{237};
 constexpr Slot<OrtStatus*(const OrtShapeInferContext*, size_t, Info**)> ShapeInferContext_GetInputTypeShape{268};

@@ -21,7 +21,8 @@ _LOWEST = float(np.finfo(np.float32).min)
 def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Expr:
     """Return the attention's result [b h s e] in the words of the alphabet."""
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    assert q is not None and k is not None and v is not None  # they are not optional
+    if q is None or k is None or v is None:
+        raise ValueError("q, k and v are not optional")
     scores = _scores(q, k, attrs)
     if inputs["bias"] is not None:
         scores = make("add", scores, inputs["bias"])

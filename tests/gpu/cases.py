@@ -98,7 +98,9 @@ def scores64(call: Call) -> Array:
     if a.get("bias") is not None:
         bias = _wide(a["bias"])
         with np.errstate(over="ignore"):  # an fp32 sum, as the definition says: huge fills swallow the score
-            x = np.where(np.abs(bias) > 1e30, (x.astype(np.float32) + bias.astype(np.float32)).astype(np.float64), x + bias)
+            x = np.where(
+                np.abs(bias) > 1e30, (x.astype(np.float32) + bias.astype(np.float32)).astype(np.float64), x + bias
+            )
     hidden = np.zeros(x.shape, bool)
     if a.get("key_mask") is not None:
         hidden |= ~np.asarray(a["key_mask"])[:, None, None, :]

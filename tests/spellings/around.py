@@ -40,6 +40,10 @@ def rms_norm(f: Sketch, x: Value, gain: str) -> Value:
     return x * f.Reciprocal(f.Sqrt(mean + 1e-5)) * f.weight(gain, f.d)
 
 
+def shared(f: Sketch, x: Value) -> None:
+    f.attend(k=x, v=x)
+
+
 def two_layers(f: Sketch) -> None:
     """The same weights twice, as ALBERT does: two sites."""
     x = f.x
@@ -51,14 +55,18 @@ def two_layers(f: Sketch) -> None:
 
 
 AROUND = (
-    row(
-        "rotary", lambda f: f.attend(q=rotary(f, f.q), k=rotary(f, f.k), scores=lambda s: s * 0.3), scale=0.3
-    ),
+    row("rotary", lambda f: f.attend(q=rotary(f, f.q), k=rotary(f, f.k), scores=lambda s: s * 0.3), scale=0.3),
     row("qk-norm", lambda f: f.attend(q=rms_norm(f, f.q, "gq"), k=rms_norm(f, f.k, "gk"))),
     row("scale-on-q-is-a-vector", lambda f: f.attend(q=f.q * f.weight("gain", f.d))),
+    row("scale-on-q-is-an-input", lambda f: f.attend(q=f.q * f.input("tau", "1")), scale=ANY, may_decline=True),
+    row("scale-on-v-is-not-the-scale", lambda f: f.attend(v=f.v * 0.5)),
     row(
-        "scale-on-q-is-an-input", lambda f: f.attend(q=f.q * f.input("tau", "1")), scale=ANY, may_decline=True
+        "scale-on-v-before-split",
+        lambda f: f.attend(v=f.heads(f.v3 / 4.0, f.h), scores=lambda s: s * 0.3),
+        scale=0.3,
     ),
+    row("scale-on-shared-key-value", lambda f: f.attend(k=f.k * 0.5, v=f.k * 0.5), scale=0.5),
+    row("scale-on-one-shared-value", lambda f: shared(f, f.k * 0.5), scale=(0.5, 1.0)),
     row("shared-key-value", lambda f: f.attend(k=f.k, v=f.k)),
     row("query-is-key", lambda f: f.attend(q=f.k, k=f.k)),
     row("two-layers-shared-weights", two_layers, scale=0.3, sites=2),

@@ -38,9 +38,7 @@ class Spelling:
     sites: int | None = 1  # as shown; None: not asked
     declines: str | None = None  # regex: nothing is rewritten, for this reason
     may_decline: bool = False  # either a read site or a decline will do; wrong numbers never
-    twin: Callable[[Sketch], None] | None = (
-        None  # the same in standard ops, where fp64 cannot run the spelling itself
-    )
+    twin: Callable[[Sketch], None] | None = None  # the same in standard ops, where fp64 cannot run the spelling itself
     runs: bool = True  # ONNX Runtime's CPU provider can run the original (it has no bf16 MatMul)
     dims: Sequence[Dims] = SELF
     issue: int = 2
@@ -63,9 +61,7 @@ class Spelling:
         return feeds(self.sketch().inputs, rng, dims)
 
 
-def row(
-    name: str, write: Callable[[Sketch], None], frame: Mapping[str, Any] | None = None, **more: Any
-) -> Spelling:
+def row(name: str, write: Callable[[Sketch], None], frame: Mapping[str, Any] | None = None, **more: Any) -> Spelling:
     return Spelling(id=name, write=write, frame=frame or {}, **more)
 
 
@@ -141,7 +137,5 @@ def later(name: str, write: Callable[[Sketch], None], frame: Any = None, **more:
     return row(name, write, frame, issue=3, **more)
 
 
-def declined(
-    name: str, write: Callable[[Sketch], None], reason: str, frame: Any = None, **more: Any
-) -> Spelling:
+def declined(name: str, write: Callable[[Sketch], None], reason: str, frame: Any = None, **more: Any) -> Spelling:
     return row(name, write, frame, declines=f"(?i){reason}", **{"sites": 0, **more})

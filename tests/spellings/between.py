@@ -30,9 +30,7 @@ BETWEEN = (
         softcap=2.0,
         mask=True,
     ),
-    scored(
-        "softcap-where", lambda f, s: f.Where(kept(f), f.Tanh(s / 5.0) * 5.0, -1e9), softcap=5.0, mask=True
-    ),
+    scored("softcap-where", lambda f, s: f.Where(kept(f), f.Tanh(s / 5.0) * 5.0, -1e9), softcap=5.0, mask=True),
     scored(
         "mask-inside-softcap",
         lambda f, s: f.Tanh((s + other(f)) / 5.0) * 5.0,
@@ -95,9 +93,7 @@ BETWEEN = (
     row("softmax-fp64", lambda f: f.attend(softmax=lambda s: wrapped(f, s, "float64")), may_decline=True),
     row(
         "nan-guard",
-        lambda f: f.attend(
-            scores=lambda s: f.Where(kept(f), s, -INF), probs=lambda p: f.Where(f.IsNaN(p), 0.0, p)
-        ),
+        lambda f: f.attend(scores=lambda s: f.Where(kept(f), s, -INF), probs=lambda p: f.Where(f.IsNaN(p), 0.0, p)),
         mask=True,
     ),
     row(

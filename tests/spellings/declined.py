@@ -63,9 +63,7 @@ DECLINED = (
         "axis|flatten",
         {"opset": 11},
         issue=3,
-        twin=lambda f: f.attend(
-            softmax=lambda s: f.Reshape(f.Softmax(s.reshape(0, -1), axis=-1), f.Shape(s))
-        ),
+        twin=lambda f: f.attend(softmax=lambda s: f.Reshape(f.Softmax(s.reshape(0, -1), axis=-1), f.Shape(s))),
     ),
     declined(
         "where-of-two-tensors",

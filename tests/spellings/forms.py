@@ -96,9 +96,7 @@ def in_function(f: Sketch) -> None:
     q, k, v = (Value(inner, n) for n in "qkv")
     out = inner.Softmax((q @ k.perm(0, 1, 3, 2)) * inner.Constant(value_float=0.3), axis=-1) @ v
     imports = [helper.make_opsetid("", f.opset)]
-    f.functions.append(
-        helper.make_function("local", "sdpa", ["q", "k", "v"], [out.name], inner.nodes, imports)
-    )
+    f.functions.append(helper.make_function("local", "sdpa", ["q", "k", "v"], [out.name], inner.nodes, imports))
     f.close(f.node("sdpa", f.q, f.k, f.v, domain="local"))
 
 
@@ -116,14 +114,10 @@ FORMS = (
     later("einsum-first", lambda f: einsum(f, "bhid,bhjd->bhij", None), scale=0.3),
     later("einsum-second", lambda f: einsum(f, None, "bhij,bhjd->bhid"), scale=0.3),
     later("einsum-both-odd-letters", lambda f: einsum(f, "zyxw,zyvw->zyxv", "zyxv,zyvq->zyxq"), scale=0.3),
-    later(
-        "einsum-implicit-output", lambda f: einsum(f, "...id,...jd->...ij", "...ij,...jd->...id"), scale=0.3
-    ),
+    later("einsum-implicit-output", lambda f: einsum(f, "...id,...jd->...ij", "...ij,...jd->...id"), scale=0.3),
     later("einsum-unsplit-heads", einsum_flat, scale=0.3),
     later("exp-sum", lambda f: f.attend(softmax=lambda s: exp_sum(f, s * 0.3)), scale=0.3),
-    later(
-        "exp-sum-shifted", lambda f: f.attend(softmax=lambda s: exp_sum(f, s + padding(f), True)), mask=True
-    ),
+    later("exp-sum-shifted", lambda f: f.attend(softmax=lambda s: exp_sum(f, s + padding(f), True)), mask=True),
     later("exp-sum-late", late_sum, scale=0.3, may_decline=True),
     later("exp-sum-plus-one", lambda f: f.attend(softmax=lambda s: exp_sum(f, s, one=1.0)), may_decline=True),
     later("softmax-transposed-axis", transposed_softmax, scale=0.3),
@@ -162,9 +156,7 @@ FORMS = (
     later("learned-query", lambda f: f.attend(q=f.weight("latents", 1, f.h, 5, f.d, std=1.0))),
     later(
         "learned-keys",
-        lambda f: f.attend(
-            k=f.weight("mk", 1, f.h, 9, f.d, std=1.0), v=f.weight("mv", 1, f.h, 9, f.d, std=1.0)
-        ),
+        lambda f: f.attend(k=f.weight("mk", 1, f.h, 9, f.d, std=1.0), v=f.weight("mv", 1, f.h, 9, f.d, std=1.0)),
     ),
     later("in-local-function", in_function, scale=0.3, heads=ANY, kv_heads=ANY),
     later("in-if-body", in_if, scale=(0.3, 0.7), sites=2),

@@ -23,9 +23,7 @@ def onnx_attention_3d(f: Sketch) -> None:
 
 
 def mha(f: Sketch, mask: Value | None = None, keys: Value | None = None, **attrs: Any) -> None:
-    out = f.node(
-        "MultiHeadAttention", f.q3, f.k3, f.v3, None, keys, mask, num_heads=f.h, scale=0.3, domain=MS, **attrs
-    )
+    out = f.node("MultiHeadAttention", f.q3, f.k3, f.v3, None, keys, mask, num_heads=f.h, scale=0.3, domain=MS, **attrs)
     f.finish(out, f.h * f.e)
 
 
@@ -34,8 +32,7 @@ def gqa(f: Sketch) -> None:
     n = f.x.dim(1).to("int32")
     last = (n - np.int32(1)).expand(f.x.dim(0))
     cache = [
-        f.const(np.zeros((1, f.kv, 0, f.d), np.float32), f"empty_{n}").expand(f.x.dim(0), f.kv, 0, f.d)
-        for n in "kv"
+        f.const(np.zeros((1, f.kv, 0, f.d), np.float32), f"empty_{n}").expand(f.x.dim(0), f.kv, 0, f.d) for n in "kv"
     ]
     out = f.node(
         "GroupQueryAttention",

@@ -69,9 +69,7 @@ MASKS = (
         lambda f, s: (
             s
             + f.Trilu(
-                f.ConstantOfShape(
-                    f.shape(f.x.dim(1), f.x.dim(1)), value=helper.make_tensor("v", 1, [1], [-INF])
-                ),
+                f.ConstantOfShape(f.shape(f.x.dim(1), f.x.dim(1)), value=helper.make_tensor("v", 1, [1], [-INF])),
                 np.array(1),
             )
         ),

@@ -41,7 +41,5 @@ SCALES = (
     row("scale-runtime-legacy-sdpa", legacy_sdpa, scale=R8),
     row("scale-runtime-legacy-sdpa-nodes", legacy_sdpa, {"constants": "node"}, scale=R8),
     scored("scale-negative", lambda f, s: s * -0.3, scale=-0.3, issue=3),
-    scored(
-        "scale-per-head", lambda f, s: s * f.weight("tau", f.h, 1, 1), scale=ANY, may_decline=True, issue=3
-    ),
+    scored("scale-per-head", lambda f, s: s * f.weight("tau", f.h, 1, 1), scale=ANY, may_decline=True, issue=3),
 )

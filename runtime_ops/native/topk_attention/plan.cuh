@@ -4,8 +4,8 @@
 
 #include "../cuda_abi.h"
 #include "backward.cuh"
-#include "decode.cuh"
 #include "exact.cuh"
+#include "pick.cuh"
 #include "topk_tiles.cuh"
 
 namespace graft::gpu {
@@ -23,6 +23,9 @@ struct Plan {
   int64_t blocks;      // kTiles
   int64_t bytes;       // of scratch memory
 };
+
+// An axis of length 1 gets stride 0.
+View view(const graft_tensor& x);
 
 // NULL, or a sentence. saved may be NULL.
 const char* resolve(const graft_topk_attention& args, const graft_topk_attention_saved* saved, Problem* p, Plan* plan);

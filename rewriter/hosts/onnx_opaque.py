@@ -1,0 +1,94 @@
+"""ONNX operators that say no word of the alphabet: what is plain about their results all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime_ops.dims import Dim
+from runtime_ops.words import Expr, make
+
+Args = Sequence["Expr | None"]
+
+# Opaque operators whose first output has the shape of the input of this index.
+SHAPE_OF_INPUT: dict[str, int] = {
+    **dict.fromkeys(
+        [
+            "LayerNormalization",
+            "RMSNormalization",
+            "SimplifiedLayerNormalization",
+            "SkipLayerNormalization",
+            "BatchNormalization",
+            "InstanceNormalization",
+            "GroupNormalization",
+            "Clip",
+            "HardSwish",
+            "HardSigmoid",
+            "LeakyRelu",
+            "PRelu",
+            "Elu",
+            "Gelu",
+            "FastGelu",
+            "QuickGelu",
+            "BiasGelu",
+            "Mish",
+            "Swish",
+            "Softplus",
+            "Softsign",
+            "Sin",
+            "Cos",
+            "Abs",
+            "Ceil",
+            "Round",
+            "Sign",
+            "CumSum",
+            "Trilu",
+            "LogSoftmax",
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "DynamicQuantizeLinear",
+            "ScatterND",
+            "ScatterElements",
+            "IsInf",
+            "CastLike",
+            "RotaryEmbedding",
+            "BitwiseNot",
+        ],
+        0,
+    ),
+    "GatherElements": 1,
+}
+
+
+def opaque_shape(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
+    """Return the shape of an opaque operator's first output where it is plain."""
+    if node.op_type == "MatMulInteger" and args[0] is not None and args[1] is not None:
+        return make("matmul", args[0], args[1]).shape
+    if node.op_type == "Tile":
+        return _tiled(args)
+    index = SHAPE_OF_INPUT.get(node.op_type)
+    source = args[index] if index is not None and index < len(args) else None
+    return None if source is None else source.shape
+
+
+def opaque_type(node: ir.Node, args: Args) -> np.dtype[Any] | None:
+    """Return the element type of an opaque operator's first output where it is that of its data input."""
+    plain = node.op_type in SHAPE_OF_INPUT or node.op_type in ("Tile", "Conv", "GatherND", "Pad", "Resize")
+    changes = node.op_type in (
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "IsInf",
+        "CastLike",
+    )
+    return args[0].dtype if plain and not changes and args and args[0] is not None else None
+
+
+def _tiled(args: Args) -> tuple[Dim, ...] | None:
+    x, repeats = args[0], args[1]
+    if x is None or x.shape is None or repeats is None or repeats.known is None:
+        return None
+    return tuple(length * times for length, times in zip(x.shape, repeats.known.reshape(-1).tolist(), strict=True))

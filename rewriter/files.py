@@ -12,12 +12,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from rewriter.errors import GraftError
+from rewriter.quiet_gc import quiet_gc
 from runtime_ops.to_onnx import MAX_OPSET, MIN_OPSET
 
 _DATA = ".data"  # ending of the file of external weights
 _EMBED_LIMIT = 1 << 30  # bytes of weights above which a model is saved with external data
 
 
+@quiet_gc
 def open_model(path: str | os.PathLike[str]) -> ir.Model:
     """Return the model in a file; its external weights are mapped, not read.
 
@@ -112,6 +114,7 @@ def staging(beside: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@quiet_gc
 def save_into(model: ir.Model, folder: Path, name: str) -> Path:
     """Write a model into a staging folder; large or external weights go into ``NAME.data`` beside it."""
     target = folder / name

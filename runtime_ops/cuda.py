@@ -49,7 +49,7 @@ def library_path() -> Path | None:
 
 
 def load() -> ctypes.CDLL:
-    """The CUDA library, checked to be the one that belongs to this package."""
+    """Return the CUDA library, checked to be the one that belongs to this package."""
     path = library_path()
     if path is None:
         raise LibraryError(
@@ -127,7 +127,7 @@ def topk_attention(
 
 
 def _view(tensor: torch.Tensor | None) -> _Tensor:
-    """The tensor as the library sees it, without a copy; an absent one for None."""
+    """Return the tensor as the library sees it, without a copy; an absent one for None."""
     if tensor is None:
         return _Tensor()
     import torch
@@ -155,7 +155,7 @@ def _require_cuda(tensor: torch.Tensor) -> None:
 
 @contextmanager
 def _stream(device: torch.device) -> Iterator[int]:
-    """The device's current stream, with the device made current."""
+    """Give the device's current stream, with the device made current."""
     import torch
 
     with torch.cuda.device(device):
@@ -212,11 +212,10 @@ def _backward(q: Any, k: Any, v: Any, out: Any, scores: Any, keys: Any, settings
         _arguments((*wide, None, None, None), out, settings), _Saved(scores.data_ptr(), keys.data_ptr()),
         *(_view(x) for x in (d_out, d_q, d_k, d_v)),
     )  # fmt: skip
-    with torch.cuda.device(q.device):
-        run_backward(load(), args, torch.cuda.current_stream().cuda_stream, _Scratch(q.device))
-    return tuple(
-        d if x.shape[0] == b else d.sum(0, keepdim=True) for d, x in zip((d_q, d_k, d_v), (q, k, v), strict=True)
-    )
+    with _stream(q.device) as stream:
+        run_backward(load(), args, stream, _Scratch(q.device))
+    pairs = zip((d_q, d_k, d_v), (q, k, v), strict=True)
+    return tuple(d if x.shape[0] == b else d.sum(0, keepdim=True) for d, x in pairs)
 
 
 def _exact_rows(q: Any, k: Any, v: Any, rest: Any, settings: Any, first: int) -> Any:
@@ -258,7 +257,7 @@ def _exact_backward(inputs: tuple[Any, ...], settings: Any, d_out: Any) -> tuple
 
 @functools.cache
 def _function() -> Any:
-    """The autograd function, made when torch is first needed."""
+    """Return the autograd function, made when torch is first needed."""
     import torch
 
     class TopKAttention(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
@@ -280,11 +279,11 @@ def _function() -> Any:
 
         @staticmethod
         def backward(ctx: Any, d_out: Any) -> Any:
-            *inputs, out, scores, keys = ctx.saved_tensors
+            q, k, v, bias, key_mask, past, out, scores, keys = ctx.saved_tensors
             if scores is None:
-                gradients = _exact_backward(tuple(inputs), ctx.settings, d_out)
+                gradients = _exact_backward((q, k, v, bias, key_mask, past), ctx.settings, d_out)
             else:
-                gradients = _backward(*inputs[:3], out, scores, keys, ctx.settings, d_out)
+                gradients = _backward(q, k, v, out, scores, keys, ctx.settings, d_out)
             return (*gradients, None, None, None, None)
 
     return TopKAttention

@@ -25,17 +25,21 @@ ONNX_IR = {
     "rewriter/hosts/onnx_edit.py": "its WRITE side: lowers plans, the only editor of graphs",
     "rewriter/files.py": "opens and saves models",
     "rewriter/recipe.py": "takes and returns models; the pipeline around the host",
+    "rewriter/proof.py": "saves the models that it compares",
+    "rewriter/reading.py": "opens what is to be read, a file or a model in memory",
+    "rewriter/hosts/onnx_opaque.py": "its rows for operators that say no word",
     "rewriter/site_check.py": "cuts a site out into a model of its own to run it",
     "rewriter/doctor.py": "builds the one-node model that it runs",
     "runtime_ops/to_onnx.py": "writes function bodies",
     "runtime_ops/spec.py": "the type of a function body",
 }
-TORCH = {"rewriter/hosts/fx.py", "runtime_ops/to_torch.py", "runtime_ops/interpret_torch.py"}
+TORCH = {"runtime_ops/cuda.py": "takes torch tensors; imports torch when first called"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 300, 40
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
     "rewriter/recipe.py::apply": "its docstring tells every argument of the main entry point",
+    "runtime_ops/kernels.py::run_topk_attention": "its signature is the operation's, one argument a line",
     "runtime_ops/ops/topk_attention.py::samples": "a table of calls",
 }
 
@@ -86,7 +90,7 @@ def test_length(path: Path) -> None:
 
 def test_exceptions_are_needed() -> None:
     """An exception whose file is gone is struck from the list."""
-    listed = {*ONNX_IR, *LONG_FILES, *(entry.partition("::")[0] for entry in LONG_FUNCTIONS)}
+    listed = {*ONNX_IR, *TORCH, *LONG_FILES, *(entry.partition("::")[0] for entry in LONG_FUNCTIONS)}
     assert listed <= {name(path) for path in [*FILES, *SCRIPTS]}
 
 
@@ -119,7 +123,7 @@ def child(banned: set[str], code: str, *args: str) -> subprocess.CompletedProces
 
 
 def test_the_onnx_side_needs_no_torch() -> None:
-    modules = [name(path).removesuffix(".py").replace("/", ".") for path in FILES if name(path) not in TORCH]
+    modules = [name(path).removesuffix(".py").replace("/", ".") for path in FILES]
     modules = [m.removesuffix(".__init__") for m in modules if not m.endswith("__main__")]
     done = child({"torch"}, EVERYTHING, *modules)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,12 +153,12 @@ def test_version(graft: Graft) -> None:
 
 
 def test_help_is_quick() -> None:
-    """Below 0.3 s; the best of five, since other work shares the machine."""
+    """Below 0.3 s of processor time, since other work shares the machine; the best of five."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = sum(os.times()[2:4])
         subprocess.run([*GRAFT, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
+        times.append(sum(os.times()[2:4]) - before)
     assert min(times) < 0.3
 
 
@@ -200,6 +199,11 @@ def test_tables(report: rewriter.report.Report, width: int) -> None:
 
 def test_every_report_has_a_table() -> None:
     assert {type(report) for report in REPORTS} == set(render.FORMS)
+
+
+@pytest.mark.skipif(not os.environ.get("GRAFT_REQUIRE_KERNELS"), reason="only where kernels are demanded, as in CI")
+def test_kernels_are_installed(graft: Graft) -> None:
+    assert graft("doctor")[0] == 0
 
 
 def test_a_bug_is_one_sentence(graft: Graft, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,8 @@ def open_session(proto: bytes) -> onnxruntime.InferenceSession:
 
 def as_value(array: Any) -> onnxruntime.OrtValue:
     if array.dtype == ml_dtypes.bfloat16:
+        if not hasattr(onnxruntime.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
+            pytest.skip("this ONNX Runtime cannot take bf16 from Python")
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), TensorProto.BFLOAT16)
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
@@ -207,12 +209,13 @@ def run_child(task: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.skipif(not INFERS, reason="without shape inference some slots are idle")
 def test_the_header_names_every_slot_that_is_used_and_no_other() -> None:
     assert run_child("count") == sorted(slots())
 
 
 def test_an_old_runtime_is_refused_with_a_sentence() -> None:
-    assert run_child("old") == "graft needs ONNX Runtime 1.17 or newer, got 1.16.3"
+    assert run_child("old") == "graft needs ONNX Runtime 1.18 or newer, got 1.17.3"
 
 
 class Base(ctypes.Structure):
@@ -232,7 +235,7 @@ class Probe:
         runtime.OrtGetApiBase.restype = ctypes.POINTER(Base)
         base = runtime.OrtGetApiBase().contents
         self.version: bytes = base.get_version()
-        self.table = (ctypes.c_void_p * 300).from_address(base.get_api(17))
+        self.table = (ctypes.c_void_p * 300).from_address(base.get_api(18))
         self.kept: list[Any] = []
 
     def call(self, slot: int, *arguments: Any, returns: Any = ctypes.c_void_p) -> Any:
@@ -244,7 +247,7 @@ class Probe:
         assert self.call(slot, *arguments, ctypes.cast(ctypes.pointer(made), ctypes.c_void_p)) is None
         return made
 
-    def register(self, table: Any, version: bytes, floor: int = 17) -> tuple[ctypes.c_void_p, str]:
+    def register(self, table: Any, version: bytes, floor: int = 18) -> tuple[ctypes.c_void_p, str]:
         """Fresh session options, and what RegisterCustomOps had to say about them."""
         address = ctypes.addressof(table)
         get_api = Base._fields_[0][1](lambda wanted: address if wanted <= floor else None)
@@ -260,7 +263,7 @@ class Probe:
 
 
 def child_old(probe: Probe) -> str:
-    return probe.register(probe.table, b"1.16.3", floor=16)[1]
+    return probe.register(probe.table, b"1.17.3", floor=17)[1]
 
 
 def child_count(probe: Probe) -> list[str]:

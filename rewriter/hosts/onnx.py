@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts import onnx_opaque, onnx_read
+from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.words import WORDS, Expr, symbol
 
@@ -27,6 +28,7 @@ class OnnxGraphs:
         nodes: in the order of reading, every node with the expressions of its outputs.
     """
 
+    @quiet_gc
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.exprs: dict[ir.Value, Expr] = {}

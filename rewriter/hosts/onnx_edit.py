@@ -10,12 +10,14 @@ from onnx_ir.passes import common as passes
 
 from rewriter.hosts.onnx import OnnxGraphs
 from rewriter.plan import Plan
+from rewriter.quiet_gc import quiet_gc
 from runtime_ops.spec import DOMAIN, VERSION
 from runtime_ops.to_onnx import Bodies, Writer
 
 _OVERLOADS_SINCE = 10  # the IR version that tells function bodies apart by overload
 
 
+@quiet_gc
 def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
     """Make the edits of ``plans`` (by site) in the model that was read as ``graphs``, which is then out of date."""
     model, bodies = graphs.model, Bodies()

@@ -79,7 +79,7 @@ int input_type(const OrtCustomOp* op, size_t i) {
 TypedOp make_op(int dtype, bool inferring) {
   TypedOp op{};
   op.dtype = dtype;
-  op.version = ort::kApiVersion;
+  op.version = ort::kOpVersion;
   op.GetName = [](const OrtCustomOp*) { return "TopKAttention"; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputType = input_type;
@@ -139,7 +139,7 @@ extern "C" GRAFT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
   const OrtApi* api = base->GetApi(ort::kApiVersion);
   if (api == nullptr) {
     // CreateStatus is in the same place since version 1.
-    const std::string sentence = std::string("graft needs ONNX Runtime 1.17 or newer, got ") + base->GetVersionString();
+    const std::string sentence = std::string("graft needs ONNX Runtime 1.18 or newer, got ") + base->GetVersionString();
     return ort::call(base->GetApi(1), ort::CreateStatus, ORT_FAIL, sentence.c_str());
   }
   g_api = api;

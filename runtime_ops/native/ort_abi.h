@@ -1,5 +1,6 @@
 // The part of ONNX Runtime's C interface that graft uses, by position: no package index ships its headers, and
-// the interface only ever appends. Floor: API version 17 (ONNX Runtime 1.17). tests/test_ort_abi.py reads the
+// the interface only ever appends. Floor: ONNX Runtime 1.18; 1.17 has every function
+// used here, but cannot tell operators apart that share a name and differ in type. tests/test_ort_abi.py reads the
 // slots below and proves each one against the installed runtime.
 #ifndef GRAFT_ORT_ABI_H_
 #define GRAFT_ORT_ABI_H_
@@ -30,7 +31,8 @@ enum OrtMemType { ORT_MEM_DEFAULT = 0 };
 
 namespace ort {
 
-constexpr uint32_t kApiVersion = 17;
+constexpr uint32_t kApiVersion = 18;  // that the runtime must offer
+constexpr uint32_t kOpVersion = 17;   // of OrtCustomOp below
 
 template <class Signature>
 struct Slot {
@@ -76,7 +78,7 @@ constexpr Slot<OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size
 
 }  // namespace ort
 
-// Every field up to API version 17, in order; `version` tells the runtime to read no further.
+// Every field up to version kOpVersion, in order; `version` tells the runtime to read no further.
 struct OrtCustomOp {
   uint32_t version;
   void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);

@@ -59,7 +59,9 @@ def _arguments(call: Call, out: Array, only: tuple[str, ...] = ()) -> _TopKAtten
 
 def _result(call: Call) -> Array:
     q, k, v = (call.arrays[name] for name in ("q", "k", "v"))
-    assert q is not None and k is not None and v is not None
+    assert q is not None
+    assert k is not None
+    assert v is not None
     return _poisoned((max(q.shape[0], k.shape[0]), *q.shape[1:3], v.shape[3]), q.dtype)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import platform
+import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+if shutil.which(os.environ.get("CXX", "c++")) is None or platform.system() != "Linux":
+    pytest.skip("the emulated GPU is built with a C++ compiler, on Linux", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -18,40 +24,43 @@ from cases import DTYPES, Case, cases, distance, golden, golden_gradients, make,
 from runtime_ops import cuda
 
 TOLERANCE = {"fp32": 3e-6, "fp16": 1e-3, "bf16": 8e-3}
+CASES = {case.id: case for case in cases()}
+SUBSET = (
+    *("two-tiles", "split", "odd-widths", "causal-past", "mask-none", "top-tiles", "top-tiles-64", "top-widest"),
+    *("top-causal-long", "top-equal", "top-ascending", "top-many", "decode", "decode-few-rows", "decode-equal"),
+)
+TOP = [name for name in CASES if name.startswith("top-")]
+Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
-    yield cuda._load(emulated.build(tmp_path_factory.mktemp("emulated")))
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return cuda._load(emulated.build(tmp_path_factory.mktemp("emulated")))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)
-def test_forward(library: ctypes.CDLL, case: Case, dtype: str) -> None:
-    call = make(case, dtype)
+@pytest.mark.parametrize("name", CASES)
+def test_forward(library: ctypes.CDLL, name: str, dtype: str) -> None:
+    case, call = CASES[name], make(CASES[name], dtype)
     out = emulated.forward(library, call)
     assert wrongness(case, call, out) < TOLERANCE[dtype]
     again = emulated.forward(library, call)
     assert out.tobytes() == again.tobytes()
 
 
-SUBSET = ("two-tiles", "split", "odd-widths", "causal-past", "mask-none", "top-tiles", "top-tiles-64", "top-causal-long",
-          "top-equal", "top-ascending", "top-widest", "top-many", "decode", "decode-few-rows", "decode-equal")  # fmt: skip
-
-
-@pytest.mark.parametrize("seed", ["1", "2", "3"])
-@pytest.mark.parametrize("case", [case for case in cases() if case.id in SUBSET], ids=lambda case: case.id)
-def test_any_order_of_warps(library: ctypes.CDLL, case: Case, seed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = make(case, "bf16")
+@pytest.mark.parametrize("seed", ["1", "2"])
+@pytest.mark.parametrize("name", SUBSET)
+def test_any_order_of_warps(library: ctypes.CDLL, name: str, seed: str, monkeypatch: Patch) -> None:
+    call = make(CASES[name], "bf16")
     expected = emulated.forward(library, call)
     monkeypatch.setenv("GRAFT_EMULATOR_SEED", seed)
     assert emulated.forward(library, call).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("case", [case for case in cases() if case.id.startswith("top-")], ids=lambda case: case.id)
-def test_lists_in_global_memory(library: ctypes.CDLL, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", TOP)
+def test_lists_in_global_memory(library: ctypes.CDLL, name: str, monkeypatch: Patch) -> None:
     monkeypatch.setenv("GRAFT_EMULATOR_SHARED", "20000")
-    call = make(case, "bf16")
+    case, call = CASES[name], make(CASES[name], "bf16")
     assert wrongness(case, call, emulated.forward(library, call)) < TOLERANCE["bf16"]
 
 
@@ -77,3 +86,44 @@ REFUSED = [
 def test_refusals(library: ctypes.CDLL, case: Case, reason: str) -> None:
     with pytest.raises(cuda.LibraryError, match=reason.replace("(", r"\(").replace(")", r"\)")):
         emulated.forward(library, make(case, "bf16"))
+
+
+def _on_the_cpu(library: ctypes.CDLL, monkeypatch: Patch) -> None:
+    """Lets cuda.topk_attention take tensors of the CPU, which the emulated GPU can read."""
+    monkeypatch.setattr(cuda, "load", lambda: library)
+    monkeypatch.setattr(cuda, "_require_cuda", lambda _: None)
+    monkeypatch.setattr(cuda, "_stream", lambda _: contextlib.nullcontext(0))
+
+
+TRAINING = ["train", "train-causal", "train-grouped", "train-all", "train-bias-mask", "train-wide", "train-few"]
+EXACT = ["plain", "causal-past", "grouped", "mask-none", "bias-row", "softcap", "shared-batch", "decode-mask"]
+
+
+@pytest.mark.parametrize("name", [*TRAINING, *EXACT])
+def test_torch(library: ctypes.CDLL, name: str, monkeypatch: Patch) -> None:
+    torch = pytest.importorskip("torch")
+    _on_the_cpu(library, monkeypatch)
+    monkeypatch.setattr(cuda, "_CHUNK_BYTES", 4096)  # several chunks
+    case = CASES.get(name) or next(case for case in training_cases() if case.id == name)
+    call = make(case, "fp32")
+    tensors = {n: torch.from_numpy(a) for n, a in call.arrays.items() if a is not None}
+    for n in ("q", "k", "v"):
+        tensors[n].requires_grad_()
+    out = cuda.topk_attention(**tensors, **call.attributes)
+    assert distance(out.detach().numpy(), golden(call)) < TOLERANCE["fp32"]
+    d_out = np.random.default_rng(1).standard_normal(out.shape).astype(np.float32)
+    out.backward(torch.from_numpy(d_out))
+    for n, expected in golden_gradients(call, d_out).items():
+        wanted = expected.sum(0, keepdims=True) if case.shared_batch and n != "d_q" else expected
+        assert distance(tensors[n[2:]].grad.numpy(), wanted) < 1e-5, n
+
+
+def test_torch_refuses(library: ctypes.CDLL, monkeypatch: Patch) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(cuda.LibraryError, match="no gradient of the bias"):
+        cuda.topk_attention(x, x, x, torch.zeros(4, 4, requires_grad=True))
+    monkeypatch.setattr(cuda, "load", lambda: library)
+    monkeypatch.setattr(cuda, "_stream", lambda _: contextlib.nullcontext(0))
+    with pytest.raises(cuda.LibraryError, match="need all of them on one GPU"):
+        cuda.topk_attention(x, x, x)

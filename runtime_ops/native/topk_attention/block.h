@@ -173,16 +173,18 @@ inline Rows tile_rows(const Block& k, const graft_tensor& x, const Tile& tile, i
   return {scratch, width};
 }
 
-// The tile's part of one row of a bias that varies along s: to[x] = bias[row][ids[x]], at least `count` of them.
+// One row of a bias that varies along s, at `n` of the tile's keys from `first` on.
 template <class V>
-inline void load_row_bias(const Problem& p, const Block& k, const Tile& tile, int64_t r, float* to) {
+inline void load_row_bias(const Problem& p, const Block& k, const Tile& tile, int64_t r, int64_t first, int64_t n,
+                          float* to) {
   const graft_tensor& x = p.args.bias;
   const void* row = row_of(p, k, x, r);
+  const int32_t* ids = tile.ids + first;
   if (tile.adjoining && x.strides[3] == 1) {
-    widen_row<V>(element(row, x.dtype, tile.ids[0]), x.dtype, tile.count, to);
+    widen_row<V>(element(row, x.dtype, ids[0]), x.dtype, n, to);
     return;
   }
-  for (int64_t j = 0; j < tile.count; ++j) to[j] = widen1(row, x.dtype, tile.ids[j] * x.strides[3]);
+  for (int64_t j = 0; j < n; ++j) to[j] = widen1(row, x.dtype, ids[j] * x.strides[3]);
 }
 
 // out[row] = x[i * step] * scale.

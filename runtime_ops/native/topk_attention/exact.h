@@ -198,7 +198,7 @@ inline bool load_bias(const Problem& p, const Block& k, const Panel& a, int64_t 
   float high = -kInf;
   for (int64_t r = 0; r < a.rows; ++r) {
     float* row = x.rows + r * kTile;
-    load_row_bias<V>(p, k, *x.tile, a.first + r, row);
+    load_row_bias<V>(p, k, *x.tile, a.first + r, 0, x.tile->count, row);
     for (int64_t j = 0; j < x.tile->count; ++j) high = row[j] <= high ? high : row[j];
   }
   if (high == -kInf) return false;

@@ -57,15 +57,15 @@ inline void begin_rows(const Problem& p, const Block& k, const Selection& s, con
   }
 }
 
-// Softcap and biases of one row's `n` scores, which belong to the tile's keys from `first` on. Lanes past the
-// tile's last key get -inf from its bias.
+// Softcap and biases of one row's `n` scores, which belong to the tile's keys from `first` on; row_bias begins there
+// too. Lanes past the tile's last key get -inf from its bias.
 template <class V>
 inline void adjust_row(const Problem& p, const Tile& tile, int64_t first, int64_t n, const float* row_bias,
                        float* scores) {
   for (int64_t x = 0; x < n; x += V::lanes) {
     typename V::F score = V::load(scores + x);
     if (p.args.softcap != 0.0f) score = cap_score<V>(score, p.args.softcap);
-    if (row_bias != nullptr) score = V::add(score, V::load(row_bias + first + x));
+    if (row_bias != nullptr) score = V::add(score, V::load(row_bias + x));
     V::store(scores + x, V::add(score, V::load(tile.bias + first + x)));
   }
 }
@@ -100,7 +100,7 @@ inline void offer_tile(const TopkJob& job, const Block& k, const TopkScratch& x)
       const int64_t n = least(width, visible_in(tile, x.limits[r]) - first);
       if (n <= 0) continue;
       float* scores = x.scores + r * width;
-      if (p.row_bias) load_row_bias<V>(p, k, tile, r, x.bias);
+      if (p.row_bias) load_row_bias<V>(p, k, tile, r, first, n, x.bias);
       adjust_row<V>(p, tile, first, n, p.row_bias ? x.bias : nullptr, scores);
       for (int64_t j = n; j < width; ++j) scores[j] = -kInf;
       offer<V>(job.selection, scores, tile.ids + first, &x.rows[r]);
@@ -128,15 +128,19 @@ inline int32_t id_at(const Candidates& c, int64_t i) {
   return id;
 }
 
-// out[first ..] = sum of weight * value over the survivors, for RN vectors of the value's width.
+// out[first ..] = sum of weight * value over the survivors, for RN vectors of the value's width. Their rows are
+// anywhere in memory, so they are asked for ahead.
 template <class V, int RN>
 inline void mix(const Candidates& c, const void* values, const graft_tensor& v, int64_t first, float* out) {
   typename V::F sum[RN];
 #pragma GCC unroll 8
   for (int x = 0; x < RN; ++x) sum[x] = V::set1(0.0f);
+  const auto row_at = [&](int64_t i) { return element(values, v.dtype, id_at(c, i) * v.strides[2] + first); };
   for (int64_t i = 0; i < c.count; ++i) {
     const typename V::F weight = V::set1(c.scores[i]);
-    const void* row = element(values, v.dtype, id_at(c, i) * v.strides[2] + first);
+    const void* row = row_at(i);
+    const void* next = row_at(least(i + 8, c.count - 1));
+    for (int x = 0; x < RN; ++x) __builtin_prefetch(element(next, v.dtype, x * V::lanes));
 #pragma GCC unroll 8
     for (int x = 0; x < RN; ++x) sum[x] = V::fma(weight, widen<V>(row, v.dtype, x * V::lanes), sum[x]);
   }

@@ -34,8 +34,8 @@ format: $(VENV)/test.stamp ## rewrite the sources as lint wants them
 bench: $(VENV)/test.stamp ## kernels beside ONNX Runtime's own: time and peak memory
 	$(BIN)/python benchmarks/attention.py
 
-sanitize: $(VENV)/test.stamp ## the kernels' tests under the address, undefined-behaviour and thread sanitizers
-	bash runtime_ops/native/sanitize.sh
+sanitize: $(VENV)/test.stamp ## the kernels' tests under address, undefined-behaviour and thread sanitizers
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash runtime_ops/native/sanitize.sh
 
 sweep: $(VENV)/test.stamp ## the slow tests too, with many more generated cases
 	GRAFT_SWEEP=1 $(BIN)/python -m pytest -n $(WORKERS)

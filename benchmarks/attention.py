@@ -139,7 +139,9 @@ def multi_head(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.Mod
 def attention23(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.ModelProto:
     """ai.onnx Attention of opset 23."""
     g = Graph(p)
-    inputs = ["q", "k", "v", g.key_bias()] if masked else ["q", "k", "v"]
+    inputs = ["q", "k", "v"]
+    if masked:  # the runtime wants a row per query; it folds this once, when the session is made
+        inputs.append(g.add("Expand", g.key_bias(), g.const([1, 1, p.t, p.t], np.int64)))
     return g.model(g.add("Attention", *inputs, q_num_heads=p.h, kv_num_heads=p.h, is_causal=causal))
 
 

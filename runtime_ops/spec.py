@@ -136,7 +136,7 @@ class OpSpec:
         dtype = present[self.inputs[0].name][1]
         if dtype != np.float32:
             result = make("cast", result, to=dtype)
-        names = [a.name for a in self.attributes]
+        names = [a.name for a in self.attributes if attrs.get(a.name) is not None]
         return to_onnx.function(DOMAIN, self.name, overload, inputs, result, names, opset)
 
     def _symbols(self, present: Signature) -> list[Expr | None]:

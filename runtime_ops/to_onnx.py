@@ -105,6 +105,11 @@ def _plain(op: str) -> Spell:
     return lambda w, args, expr: w.op(op, *args)
 
 
+def _last(expr: Expr) -> int:
+    """Return the last axis, counted from the front where the rank is known: onnx's reference evaluator needs that."""
+    return -1 if expr.rank is None else expr.rank - 1
+
+
 def _axes(op: str, since: int) -> Spell:
     """Spell an op whose axes turned from an attribute into an input in opset ``since``."""
 
@@ -134,6 +139,14 @@ def _topk(w: Writer, args: Sequence[ir.Value], expr: Expr) -> ir.Value:
         output.name = f"{node.name}_{kind}"
     w.nodes.append(node)
     return node.outputs[1]
+
+
+def _pick(w: Writer, args: Sequence[ir.Value], expr: Expr) -> ir.Value:
+    best = expr.args[1]
+    producer = args[1].producer()
+    if best.word == "topk" and best.args[0] is expr.args[0] and producer is not None:
+        return producer.outputs[0]  # TopK gives the values as well
+    return w.op("GatherElements", *args, axis=_last(expr))
 
 
 def _extreme(op: str, comparison: str) -> Spell:
@@ -246,8 +259,8 @@ WRITE: dict[str, Spell] = {
     "mean": _axes("ReduceMean", 18),
     "amax": _axes("ReduceMax", 18),
     "topk": _topk,
-    "pick": lambda w, args, e: w.op("GatherElements", *args, axis=-1),
-    "scatter": lambda w, args, e: w.op("ScatterElements", *args, axis=-1),
+    "pick": _pick,
+    "scatter": lambda w, args, e: w.op("ScatterElements", *args, axis=_last(e)),
     "matmul": _plain("MatMul"),
     "cast": _cast,
     "range": _plain("Range"),

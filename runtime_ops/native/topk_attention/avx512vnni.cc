@@ -25,8 +25,8 @@ const char* quantise(const Problem& p, Keys8* keys) {
 }
 
 const char* run_quantised(const Problem& p, const float* norms, const Keys8* keys) {
-  const int64_t rows = topk_rows(p);
   const Selection selection{p.top_k, capacity_for(p.top_k), 0.0f};
+  const int64_t rows = topk_rows(p, selection);
   Arena in_fp32(nullptr), in_8(nullptr);
   cut_topk<Avx512>(p, selection, rows, &in_fp32);
   cut_topk8(p, selection, rows, &in_8);

@@ -40,15 +40,27 @@ inline const char* run_exact(const Problem& p, const float* norms) {
 }
 
 template <class V>
-inline const char* run_topk(const Problem& p, const float* norms) {
-  const int64_t rows = topk_rows(p);
-  const Selection selection{p.top_k, capacity_for(p.top_k), 0.0f};
+inline const char* run_selection(const Problem& p, const float* norms, const Selection& selection) {
+  const int64_t rows = topk_rows(p, selection);
   Arena size(nullptr);
   cut_topk<V>(p, selection, rows, &size);
   Workspaces spaces(size.bytes());
   TopkJob job{&p, &spaces, norms, rows, selection};
   run_tasks(p, block_count(p, rows), block_task<V, TopkJob, topk_block<V>>, &job);
   return spaces.error();
+}
+
+template <class V>
+inline const char* run_topk(const Problem& p, const float* norms) {
+  return run_selection<V>(p, norms, {p.top_k, capacity_for(p.top_k), 0.0f});
+}
+
+// Few rows, as in decoding, would leave most lanes of a panel idle: there all scores of a row fit into memory, and
+// "the t best" is a selection that never cuts.
+template <class V>
+inline const char* run_every_key(const Problem& p, const float* norms) {
+  if (p.rows * 4 > V::lanes) return run_exact<V>(p, norms);
+  return run_selection<V>(p, norms, {p.t, round_up(p.t, 64) + kTile, 0.0f});
 }
 
 // Calls run(p, norms of the keys), NULL where they are not needed.
@@ -65,7 +77,7 @@ inline const char* with_norms(const Problem& p, const char* (*run)(const Problem
 
 template <class V>
 inline const char* run_kernel(const Problem& p) {
-  return with_norms<V>(p, p.top_k > 0 ? run_topk<V> : run_exact<V>);
+  return with_norms<V>(p, p.top_k > 0 ? run_topk<V> : run_every_key<V>);
 }
 
 }  // namespace

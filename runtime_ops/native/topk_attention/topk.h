@@ -25,8 +25,8 @@ struct TopkJob {
 };
 
 // As many rows as share a packed tile of keys well, while their candidates stay within a core's cache.
-inline int64_t topk_rows(const Problem& p) {
-  const int64_t fit = 49152 / capacity_for(p.top_k);
+inline int64_t topk_rows(const Problem& p, const Selection& s) {
+  const int64_t fit = 49152 / s.capacity;
   return least(p.rows, most<int64_t>(12, least<int64_t>(96, fit)));
 }
 
@@ -157,10 +157,10 @@ inline void mix_values(const Problem& p, const Block& k, const Candidates& c, fl
   for (; i < p.e; ++i) mix<Scalar, 1>(c, values, p.args.v, i, out);
 }
 
-// Cuts the row back to exactly its k best and writes its output.
+// Cuts the row back to exactly its `best` best and writes its output.
 template <class V>
-inline void end_row(const Problem& p, const Block& k, int64_t r, Candidates* c, float* out) {
-  cut_back<V>({p.top_k, 0, 0.0f}, 0, c);
+inline void end_row(const Problem& p, const Block& k, int64_t r, int64_t best, Candidates* c, float* out) {
+  cut_back<V>({best, 0, 0.0f}, 0, c);
   const float sum = c->count > 0 ? weigh<V>(c) : 0.0f;
   mix_values<V>(p, k, *c, out);
   store_row(p, k, r, out, 1, sum > 0.0f ? 1.0f / sum : 0.0f);
@@ -176,7 +176,7 @@ inline void topk_block(const TopkJob& job, const Block& k, void* space) {
   float bound = 0.0f;
   if (p.key_bias_wide) bound = score_bound<V>(p, k, x.queries, job.key_norms);
   for (Walk walk = walk_keys(p, k, bound); next_tile(&walk, x.tile);) offer_tile<V>(job, k, x);
-  for (int64_t r = 0; r < k.rows; ++r) end_row<V>(p, k, r, &x.rows[r], x.out);
+  for (int64_t r = 0; r < k.rows; ++r) end_row<V>(p, k, r, job.selection.k, &x.rows[r], x.out);
 }
 
 }  // namespace

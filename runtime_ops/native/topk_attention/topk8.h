@@ -248,7 +248,7 @@ inline void topk8_block(const Topk8Job& job, const Block& k, void* space) {
     Candidates& kept = x.rows[r].kept;
     cut_back<Avx512>(x.rows[r].selection, p.top_k / 8, &kept);
     score_again(p, k, walk, x.queries + r * p.d, &kept);
-    end_row<Avx512>(p, k, r, &kept, x.out);
+    end_row<Avx512>(p, k, r, p.top_k, &kept, x.out);
   }
 }
 

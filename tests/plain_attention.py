@@ -1,0 +1,51 @@
+"""Attention written down a second time, row by row in plain numpy: what the specs are checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = np.float64) -> np.ndarray:
+    """Return the result [b h s e] computed in floating type ``kind``."""
+    q, k, v = (arrays[n].astype(kind) for n in "qkv")
+    (b, h, s, d), (g, t) = q.shape, k.shape[1:3]
+    b = max(b, k.shape[0], v.shape[0]) if b else 0
+    k, v = (np.repeat(x, h // g, axis=1) for x in (k, v))
+    scale = attrs.get("scale") or d**-0.5
+    scores = (q @ k.swapaxes(-1, -2)) * kind(np.float32(scale))
+    cap = attrs.get("softcap")
+    if cap:
+        scores = kind(cap) * np.tanh(scores / kind(cap))
+    if arrays.get("bias") is not None:
+        scores = scores + arrays["bias"].astype(kind)
+    scores = np.where(visible(arrays, attrs, s, t), scores, kind(-np.inf))
+    scores = np.broadcast_to(scores, (b, h, s, t))
+    v = np.broadcast_to(v, (b, *v.shape[1:]))
+    out = np.zeros((b, h, s, v.shape[-1]), kind)
+    for row in np.ndindex(b, h, s):
+        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t)
+    return out
+
+
+def visible(arrays: Mapping[str, Any], attrs: Mapping[str, Any], s: int, t: int) -> np.ndarray:
+    """Return which key each query may see, to broadcast to [b h s t]."""
+    keep = np.ones((1, 1, s, t), bool)
+    if arrays.get("key_mask") is not None:
+        keep = keep & arrays["key_mask"][:, None, None, :]
+    if attrs.get("causal"):
+        past = arrays.get("past_length")
+        shift = np.zeros(1, np.int64) if past is None else np.reshape(past, -1)
+        keep = keep & (np.arange(t) <= np.arange(s)[:, None] + shift[:, None, None, None])
+    return keep
+
+
+def attend(scores: np.ndarray, v: np.ndarray, k: int) -> np.ndarray:
+    """Return one row's softmax over its ``k`` best scores times the values; 0 if it sees no key."""
+    best = np.argsort(-scores, kind="stable")[:k]
+    if not best.size or scores[best[0]] == -np.inf:
+        return np.zeros(v.shape[-1], v.dtype)
+    weights = np.exp(scores[best] - scores[best[0]])
+    return np.asarray((weights / weights.sum()) @ v[best])

@@ -1,0 +1,212 @@
+"""Every operation, on every sample, in every back end: the spec's fp64 golden is the judge.
+
+Back ends: the function body in ONNX Runtime and in onnx's own reference evaluator, the C interface on every
+instruction set of this machine, the kernel inside ONNX Runtime. Each may be at most twice as far from the golden
+as plain float32 arithmetic is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from plain_attention import attention
+
+from runtime_ops import kernels
+from runtime_ops.dims import Sym
+from runtime_ops.ops import OPS
+from runtime_ops.spec import DOMAIN, VERSION, OpSpec, Sample
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+SAMPLES = [(spec, sample) for spec in OPS.values() for sample in spec.samples()]
+OPSETS = (11, 12, 13, 14, 17, 18, 21, 23, 24)
+Arrays = Mapping[str, np.ndarray]
+
+
+def present(sample: Sample, kind: Any = np.float32) -> dict[str, np.ndarray]:
+    """Return the inputs that a sample has, floating ones in type ``kind``."""
+    given = {name: a for name, a in sample.arrays.items() if a is not None}
+    return {name: a.astype(kind) if a.dtype == np.float32 and name != "bias" else a for name, a in given.items()}
+
+
+def model(spec: OpSpec, arrays: Arrays, attrs: Mapping[str, Any], opset: int) -> bytes:
+    """Return a model of one call with its function body."""
+    signature = {n: (_heads(a.shape), a.dtype) for n, a in arrays.items()}
+    body = spec.body(signature, attrs, opset, "1")
+    names = [i.name for i in spec.inputs]
+    while names[-1] not in arrays:
+        names.pop()
+    values = [ir.val(n, ir.DataType.from_numpy(arrays[n].dtype), arrays[n].shape) if n in arrays else None for n in names]
+    node = ir.node(spec.name, values, dict(attrs), domain=DOMAIN, overload="1")
+    out = node.outputs[0]
+    out.name, out.dtype, out.shape = "out", ir.DataType.from_numpy(arrays["q"].dtype), ir.Shape([None] * 4)
+    inputs, nodes = [v for v in values if v is not None], [node]
+    if arrays["q"].dtype == ml_dtypes.bfloat16:  # ONNX Runtime gives no bfloat16 to numpy; float32 holds it exactly
+        nodes.append(ir.node("Cast", [out], {"to": ir.DataType.FLOAT}))
+        out.name, out = "narrow", nodes[-1].outputs[0]
+        out.name, out.dtype, out.shape = "out", ir.DataType.FLOAT, ir.Shape([None] * 4)
+    graph = ir.Graph(inputs, [out], nodes=nodes, opset_imports={"": opset, DOMAIN: VERSION}, name="g")
+    proto = ir.to_proto(ir.Model(graph, ir_version=10, functions=[body]))
+    onnx.checker.check_model(proto)
+    return bytes(proto.SerializeToString())
+
+
+def _heads(shape: tuple[int, ...]) -> tuple[Any, ...] | None:
+    return tuple(n if i == 1 else Sym.named(str(i)) for i, n in enumerate(shape)) if len(shape) == 4 else None
+
+
+def in_runtime(library: bool, opset: int = 21) -> Callable[..., np.ndarray]:
+    def run(spec: OpSpec, arrays: Arrays, attrs: Mapping[str, Any]) -> np.ndarray:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if library:
+            kernels.register(options)
+        session = onnxruntime.InferenceSession(model(spec, arrays, attrs, opset), options, ["CPUExecutionProvider"])
+        return run_any_type(session, arrays)
+
+    return run
+
+
+def run_any_type(session: Any, arrays: Arrays) -> np.ndarray:
+    """Run a session; bfloat16, for which ONNX Runtime has no numpy type, goes through OrtValue."""
+    if arrays["q"].dtype != ml_dtypes.bfloat16:
+        return np.asarray(session.run(None, dict(arrays))[0])
+    plain, narrow = onnxruntime.OrtValue.ortvalue_from_numpy, onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
+    half = onnx.TensorProto.BFLOAT16
+    feeds = {
+        n: narrow(np.ascontiguousarray(a), half) if a.dtype == ml_dtypes.bfloat16 else plain(a) for n, a in arrays.items()
+    }
+    return np.asarray(session.run_with_ort_values(["out"], feeds)[0].numpy()).astype(ml_dtypes.bfloat16)
+
+
+def in_reference(spec: OpSpec, arrays: Arrays, attrs: Mapping[str, Any]) -> np.ndarray:
+    out = ReferenceEvaluator(onnx.load_from_string(model(spec, arrays, attrs, 21))).run(None, dict(arrays))[0]
+    return np.asarray(out)
+
+
+def in_c(isa: str) -> Callable[..., np.ndarray]:
+    def run(spec: OpSpec, arrays: Arrays, attrs: Mapping[str, Any]) -> np.ndarray:
+        named = {"k_top" if name == "k" else name: value for name, value in attrs.items()}
+        return kernels.run_topk_attention(**arrays, **named, isa=isa)
+
+    return run
+
+
+def isas() -> list[str]:
+    """Return the instruction sets that the library has kernels for and this machine can run."""
+    if kernels.library_path() is None:
+        return []
+    return sorted({row["isa"] for row in kernels.kernels() if row["usable"]})
+
+
+needs_library = pytest.mark.skipif(kernels.library_path() is None, reason="no kernel library: no C++ compiler when installed")
+BACKENDS = {"function-body": in_runtime(library=False), "ort-kernel": in_runtime(library=True)}
+BACKENDS.update({f"c-{isa}": in_c(isa) for isa in isas()})
+RUNS = [
+    pytest.param(run, kind, id=f"{name}-{type_name}", marks=() if name == "function-body" else needs_library)
+    for name, run in BACKENDS.items()
+    for type_name, kind in TYPES.items()
+]
+# onnx's own evaluator in float32 only: bodies cast to it whatever the storage type
+RUNS.append(pytest.param(in_reference, np.float32, id="onnx-reference-float32"))
+
+
+def allowed(golden: np.ndarray, arrays: Arrays, attrs: Mapping[str, Any]) -> float:
+    """Return twice the error of plain float32, rounded to the storage type, against fp64, plus two roundings."""
+    kind = arrays["q"].dtype
+    plain = attention(arrays, attrs, np.float32).astype(kind).astype(np.float64)
+    rounding = float(ml_dtypes.finfo(kind).eps) * float(np.abs(golden).max(initial=0.0))
+    return 2 * float(np.abs(plain - golden).max(initial=0.0)) + 2 * rounding
+
+
+@pytest.mark.parametrize(("spec", "sample"), SAMPLES, ids=[s.id for _, s in SAMPLES])
+def test_golden_is_right(spec: OpSpec, sample: Sample) -> None:
+    # 1e-7: the default scale is rounded to float32, as kernels take it
+    golden = spec.golden(sample.arrays, sample.attrs)
+    np.testing.assert_allclose(golden, attention(sample.arrays, sample.attrs), rtol=1e-6, atol=1e-7 * _size(sample))
+
+
+def _size(sample: Sample) -> float:
+    return max(float(np.abs(a).max(initial=1.0)) for n, a in sample.arrays.items() if n in "qkv" and a is not None) ** 2
+
+
+@pytest.mark.parametrize(("run", "kind"), RUNS)
+@pytest.mark.parametrize(("spec", "sample"), SAMPLES, ids=[s.id for _, s in SAMPLES])
+def test_backend(spec: OpSpec, sample: Sample, run: Callable[..., np.ndarray], kind: Any) -> None:
+    arrays = present(sample, kind)
+    golden = spec.golden(arrays, sample.attrs)
+    out = run(spec, arrays, sample.attrs)
+    assert out.shape == golden.shape
+    assert out.dtype == np.dtype(kind)
+    error = float(np.abs(out.astype(np.float64) - golden).max(initial=0.0))
+    assert error <= allowed(golden, arrays, sample.attrs)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize(("spec", "sample"), SAMPLES, ids=[s.id for _, s in SAMPLES])
+def test_body_of_every_opset(spec: OpSpec, sample: Sample, opset: int) -> None:
+    arrays = present(sample)
+    golden = spec.golden(arrays, sample.attrs)
+    out = in_runtime(library=False, opset=opset)(spec, arrays, sample.attrs)
+    assert float(np.abs(out - golden).max(initial=0.0)) <= allowed(golden, arrays, sample.attrs)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "says"),
+    [({"k": -1}, "k is -1"), ({"causal": 2}, "causal is 2"), ({"softcap": -1.0}, "softcap"), ({"size": 1}, "size")],
+    ids=["k", "causal", "softcap", "unknown"],
+)
+def test_wrong_attributes_are_refused(attrs: Mapping[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        OPS["TopKAttention"].attrs(attrs)
+
+
+lengths = st.integers(1, 70)
+
+
+@needs_library
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30), b=st.integers(1, 3), g=st.integers(1, 3), group=st.integers(1, 3),
+    s=lengths, t=lengths, d=st.integers(1, 80), e=st.integers(1, 80), k=st.integers(0, 40),
+    causal=st.booleans(), mask=st.booleans(), bias=st.sampled_from(["", "1 1 1 t", "b 1 s t", "1 h s t", "b h s 1"]),
+    isa=st.sampled_from(isas() or ["scalar"]),
+)  # fmt: skip
+def test_any_call(
+    seed: int, b: int, g: int, group: int, s: int, t: int, d: int, e: int, k: int,
+    causal: bool, mask: bool, bias: str, isa: str,
+) -> None:  # fmt: skip
+    spec, rng = OPS["TopKAttention"], np.random.default_rng(seed)
+    shapes = {"q": (b, g * group, s, d), "k": (b, g, t, d), "v": (b, g, t, e)}
+    arrays: dict[str, Any] = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+    if mask:
+        arrays["key_mask"] = rng.random((b, t)) < 0.7
+    if bias:
+        by_letter = {"b": b, "h": g * group, "s": s, "t": t, "1": 1}
+        arrays["bias"] = rng.standard_normal([by_letter[x] for x in bias.split()]).astype(np.float32)
+    attrs = {"k": k, "causal": int(causal)}
+    golden = spec.golden(arrays, attrs)
+    error = np.abs(in_c(isa)(spec, arrays, attrs) - golden).max(initial=0.0)
+    assert error <= allowed(golden, arrays, attrs) + 2e-5  # a near tie may be resolved the other way in float32
+
+
+@needs_library
+def test_a_row_never_attends_to_more_than_k_keys() -> None:
+    spec = OPS["TopKAttention"]
+    ones = np.ones((1, 1, 4, 8), np.float32)
+    v = np.eye(16, dtype=np.float32)[None, None]
+    for isa in isas():
+        arrays = {"q": ones, "k": np.ones((1, 1, 16, 8), np.float32), "v": v}
+        weights = kernels.run(spec.name, arrays, {"k": 5}, isa=isa)
+        np.testing.assert_array_equal((weights > 0).sum(axis=-1), 5)
+        np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-6)

@@ -40,7 +40,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False)
 
 
 def _scores(q: Tensor, k: Tensor, first: int, causal: bool) -> Tensor:
-    """Products of a chunk of queries that starts at `first`; masked with the lowest finite number, as the paper does."""
+    """Products of a chunk of queries that starts at `first`; masked with the lowest finite number, as in the paper."""
     x = q @ k.mT
     if causal:
         row = torch.arange(first, first + q.shape[2], device=q.device)[:, None]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from patterns import mask
-from patterns.scores import Finer, Frame, cut, peel, place, refine, same_axis
+from patterns.scores import Finer, Frame, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
 from rewriter import layout
 from rewriter.hosts.onnx import OnnxGraphs
@@ -214,7 +214,7 @@ def _choices(
         effort = 0 if have == target else 1 if plain else 2
         # fewest heads first, then without a scale left on the operand, then the least rearranging, then the deepest
         cost = (_volume(heads), float(_scales_below(x)), float(effort), float(-depth))
-        out.append(_Choice(operand=Operand(value=cut(x), axes=have), factor=factor, lead=heads, cost=cost))
+        out.append(_Choice(operand=Operand(value=x, axes=have), factor=factor, lead=heads, cost=cost))
     return out
 
 

@@ -16,7 +16,7 @@ from patterns.site import Unreadable
 from rewriter import layout
 from rewriter.report import Step
 from runtime_ops import interpret
-from runtime_ops.words import Expr, const, leaf, make
+from runtime_ops.words import Expr, const, make
 
 LOWEST = float(np.finfo(np.float32).min)
 NEGLIGIBLE = -1e4  # a fill at or below this leaves a masked key no weight beside any visible one
@@ -176,15 +176,10 @@ def _with_bias(scores: Scores, expr: Expr, bias: Expr, axes: layout.Axes, frame:
 def to_frame(x: Expr, axes: layout.Axes, frame: Frame) -> Expr:
     """Return a tensor that broadcasts against the scores arranged to broadcast against [b h s t]."""
     inner = layout.aligned(x, axes)
-    arranged = None if inner is None else layout.arrange(cut(x), inner, frame.scores)
+    arranged = None if inner is None else layout.arrange(x, inner, frame.scores)
     if arranged is None:
         raise Unreadable("the shape of a bias or mask cannot be brought to [b h s t]", x)
     return arranged
-
-
-def cut(x: Expr) -> Expr:
-    """Return ``x`` as a leaf of a plan, constants as they are."""
-    return x if x.handle is None or (x.word == "const" and x.known is not None) else leaf(x)
 
 
 def _one_type(a: Expr, b: Expr) -> tuple[Expr, Expr]:

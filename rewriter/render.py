@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from rewriter.doctor import DoctorReport, KernelRow
+from rewriter.doctor import Check, DoctorReport, KernelRow
 from rewriter.report import (
     ApplyCheck,
     ApplyReport,
@@ -231,10 +231,18 @@ def _doctor(report: DoctorReport) -> Iterable[RenderableType]:
         heads = ("op", "kernel", "isa", "types", "usable here")
         yield table(heads, map(_kernel, report.kernels))
     yield ""
-    for check in report.checks:
-        yield f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.found}"
+    yield _checks(report.checks)
+
+
+def _checks(checks: Sequence[Check]) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    for check in checks:
+        grid.add_row("ok" if check.passed else "FAIL", f"{check.name}: {check.found}")
         if check.advice:
-            yield _indented(check.advice, 6)
+            grid.add_row("", check.advice)
+    return grid
 
 
 def _kernel(row: KernelRow) -> Sequence[str]:

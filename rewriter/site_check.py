@@ -32,10 +32,14 @@ def leaves(plan: Plan) -> list[Expr]:
     """Return the tensors of the graph that a plan reads."""
     found: dict[ir.Value, Expr] = {}
     for expr in plan.values.values():
-        for node in interpret.topological(expr, {}):
-            if node.word == "input" and isinstance(node.handle, ir.Value):
+        for node in interpret.topological(expr, _from_graph):
+            if _from_graph(node) and (node.word != "const" or node.known is None):
                 found[node.handle] = node
     return list(found.values())
+
+
+def _from_graph(expr: Expr) -> bool:
+    return expr.handle is not None
 
 
 def frontier(region: Expr, read: Sequence[Expr]) -> list[ir.Value]:
@@ -43,7 +47,7 @@ def frontier(region: Expr, read: Sequence[Expr]) -> list[ir.Value]:
     stop = {e.handle: None for e in read}
     found: dict[ir.Value, None] = {}
     while True:
-        nodes = interpret.topological(region, {**stop, **found})
+        nodes = interpret.topological(region, lambda e: e.handle in stop or e.handle in found)
         lengths = [n.args[0] for n in nodes if n.word == "dim"]
         ends = [n for n in nodes if n.word in ("opaque", "input")]
         new = [e.handle for e in (*lengths, *ends) if e.handle is not None and e.handle not in stop | found]

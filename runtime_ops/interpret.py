@@ -172,7 +172,7 @@ def golden(expr: Expr, leaves: Mapping[Any, Array]) -> Array:
     """
     done: dict[int, Array] = {}
     with np.errstate(all="ignore"):
-        for node in topological(expr, leaves):
+        for node in topological(expr, lambda e: e.handle is not None and e.handle in leaves):
             done[id(node)] = _golden_node(node, leaves, done)
     return done[id(expr)]
 
@@ -191,8 +191,8 @@ def _golden_node(node: Expr, leaves: Mapping[Any, Array], done: Mapping[int, Arr
     return np.asarray(_GOLDEN[node.word]([done[id(a)] for a in node.args], node.attrs))
 
 
-def topological(expr: Expr, stop: Mapping[Any, Any]) -> list[Expr]:
-    """Return ``expr`` and what it is made of, arguments first, not looking behind handles in ``stop``."""
+def topological(expr: Expr, is_leaf: Callable[[Expr], bool]) -> list[Expr]:
+    """Return ``expr`` and what it is made of, arguments first, not looking behind leaves."""
     order: list[Expr] = []
     seen: set[int] = set()
     stack: list[tuple[Expr, bool]] = [(expr, False)]
@@ -203,6 +203,6 @@ def topological(expr: Expr, stop: Mapping[Any, Any]) -> list[Expr]:
         elif id(node) not in seen:
             seen.add(id(node))
             stack.append((node, True))
-            if node.handle is None or node.handle not in stop:
+            if not is_leaf(node):
                 stack.extend((a, False) for a in node.args)
     return order

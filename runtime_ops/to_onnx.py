@@ -50,7 +50,7 @@ class Writer:
 
     def value(self, expr: Expr) -> ir.Value:
         """Return the ONNX value of ``expr``, writing the nodes that are not there yet."""
-        for node in interpret.topological(expr, self._given):
+        for node in interpret.topological(expr, lambda e: e.handle is not None):
             if id(node) not in self._made:
                 self._made[id(node)] = self._spell(node)
                 self._kept.append(node)
@@ -59,12 +59,12 @@ class Writer:
     def _spell(self, expr: Expr) -> ir.Value:
         if expr.handle is not None and expr.handle in self._given:
             return self._given[expr.handle]
+        if expr.word == "const" and expr.known is not None:
+            return self.array(expr.known)
         if isinstance(expr.handle, ir.Value):
             return expr.handle
         if expr.word == "input":
             return self._given[expr.attrs["name"]]
-        if expr.word == "const":
-            return self.constant(expr)
         return WRITE[expr.word](self, [self._made[id(a)] for a in expr.args], expr)
 
     def op(self, name: str, *inputs: ir.Value | None, domain: str = "", overload: str = "", **attrs: Any) -> ir.Value:
@@ -74,13 +74,6 @@ class Writer:
         node.outputs[0].name = node.name
         self.nodes.append(node)
         return node.outputs[0]
-
-    def constant(self, expr: Expr) -> ir.Value:
-        """Write a known value as a Constant node, once per value."""
-        known = expr.known
-        if known is None:
-            raise ValueError(f"a constant without a value cannot be written: {expr}")
-        return self.array(known)
 
     def array(self, array: np.ndarray) -> ir.Value:
         """Write an array as a Constant node, once per value."""

@@ -148,12 +148,6 @@ def const(value: Any, dtype: Any = None, handle: Any = None) -> Expr:
     return Expr("const", (), {}, array.shape, array.dtype, array, handle)
 
 
-def leaf(expr: Expr) -> Expr:
-    """Return ``expr`` cut off from what it was made of: an input with the same handle, shape and value."""
-    name = str(getattr(expr.handle, "name", expr.handle))
-    return Expr("input", (), {"name": name}, expr.shape, expr.dtype, expr.known, expr.handle)
-
-
 def reshape(x: Expr, dims: Sequence[int | Expr]) -> Expr:
     """Return ``x`` with the given lengths, each a number (-1: the rest) or a 1-element integer expression."""
     parts = [d if isinstance(d, Expr) else const([int(d)]) for d in dims]

@@ -120,11 +120,13 @@ const Row* pick(const graft_topk_attention* args, const char* isa, const graft_p
 std::string row_json(const Row& row) {
   const auto flag = [](bool x) { return x ? "true" : "false"; };
   const bool usable = row.isa <= detected_isa();
-  std::string text = std::string("{\"op\":\"TopKAttention\",\"name\":\"") + row.name + "\",\"isa\":\"" + isa_name(row.isa);
+  std::string text = std::string("{\"op\":\"TopKAttention\",\"name\":\"") + row.name;
+  text += std::string("\",\"isa\":\"") + isa_name(row.isa);
   text += "\",\"dtypes\":[\"float32\",\"float16\",\"bfloat16\"],\"limits\":{\"every_key\":";
   text += std::string(flag(row.limits.every_key)) + ",\"softcap\":" + flag(row.limits.softcap) + ",\"row_bias\":" +
           flag(row.limits.row_bias) + ",\"min_keys\":" + std::to_string(row.limits.min_keys) + ",\"min_rows\":" +
-          std::to_string(row.limits.min_rows) + "},\"rank\":" + std::to_string(row.rank) + ",\"usable\":" + flag(usable);
+          std::to_string(row.limits.min_rows) + "},\"rank\":" + std::to_string(row.rank);
+  text += std::string(",\"usable\":") + flag(usable);
   text += ",\"reason\":\"";
   if (!usable) text += std::string("this processor offers ") + isa_name(detected_isa());
   return text + "\"}";

@@ -87,7 +87,9 @@ TypedOp make_op(int dtype, bool inferring) {
   op.GetOutputType = [](const OrtCustomOp* self, size_t) { return static_cast<const TypedOp*>(self)->dtype; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
   op.KernelDestroy = destroy_kernel;
-  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int { return i < kRequired ? ORT_REQUIRED : ORT_OPTIONAL; };
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int {
+    return i < kRequired ? ORT_REQUIRED : ORT_OPTIONAL;
+  };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return ORT_REQUIRED; };
   op.GetInputMemoryType = [](const OrtCustomOp*, size_t) -> int { return ORT_MEM_DEFAULT; };
   op.GetVariadicInputMinArity = op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };

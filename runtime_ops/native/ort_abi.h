@@ -1,7 +1,7 @@
 // The part of ONNX Runtime's C interface that graft uses, by position: no package index ships its headers, and
-// the interface only ever appends. Floor: ONNX Runtime 1.18; 1.17 has every function
-// used here, but cannot tell operators apart that share a name and differ in type. tests/test_ort_abi.py reads the
-// slots below and proves each one against the installed runtime.
+// the interface only ever appends. Floor: ONNX Runtime 1.18; 1.17 has every function used here, but
+// cannot tell operators apart that share a name and differ in type. tests/test_ort_abi.py reads the slots below and
+// proves each one against the installed runtime.
 #ifndef GRAFT_ORT_ABI_H_
 #define GRAFT_ORT_ABI_H_
 

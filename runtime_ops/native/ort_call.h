@@ -51,7 +51,9 @@ inline void read_shape(const OrtTensorTypeAndShapeInfo* info, const char* name, 
   int dtype = 0;
   check(ort::call(g_api, ort::GetDimensionsCount, info, &rank));
   check(ort::call(g_api, ort::GetTensorElementType, info, &dtype));
-  if (rank > GRAFT_MAX_RANK) fail(std::string("TopKAttention: ") + name + " got rank " + std::to_string(rank) + ", allowed at most 4");
+  if (rank > GRAFT_MAX_RANK) {
+    fail(std::string("TopKAttention: ") + name + " got rank " + std::to_string(rank) + ", allowed at most 4");
+  }
   check(ort::call(g_api, ort::GetDimensions, info, x->shape, rank));
   x->rank = static_cast<int32_t>(rank);
   x->dtype = dtype;

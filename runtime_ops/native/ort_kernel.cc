@@ -51,7 +51,9 @@ void check_values(const Attributes& a) {
   if (a.k < 0) refuse("k", std::to_string(a.k), "0 (every key) or more");
   if (a.causal != 0 && a.causal != 1) refuse("causal", std::to_string(a.causal), "0 or 1");
   if (!isfinite(a.scale)) refuse("scale", std::to_string(a.scale), "a finite number");
-  if (!(a.softcap >= 0.0f) || isinf(a.softcap)) refuse("softcap", std::to_string(a.softcap), "0 (none) or a positive number");
+  if (!(a.softcap >= 0.0f) || isinf(a.softcap)) {
+    refuse("softcap", std::to_string(a.softcap), "0 (none) or a positive number");
+  }
 }
 
 // ---- tensors ----
@@ -79,7 +81,8 @@ void read_value(const OrtValue* value, const char* name, graft_tensor* x) {
 void align(const char* name, int32_t rank, graft_tensor* x) {
   if (x->data == nullptr || x->rank == rank) return;
   if (x->rank > rank || (x->rank == 0 && rank != 1)) {
-    fail(std::string("TopKAttention: ") + name + " got rank " + std::to_string(x->rank) + ", allowed 1 to " + std::to_string(rank));
+    fail(std::string("TopKAttention: ") + name + " got rank " + std::to_string(x->rank) + ", allowed 1 to " +
+         std::to_string(rank));
   }
   const int32_t more = rank - x->rank;
   for (int32_t i = rank - 1; i >= 0; --i) x->shape[i] = i >= more ? x->shape[i - more] : 1;
@@ -89,7 +92,8 @@ void align(const char* name, int32_t rank, graft_tensor* x) {
 
 void read_inputs(OrtKernelContext* context, graft_topk_attention* args) {
   static constexpr const char* names[kInputs] = {"q", "k", "v", "bias", "key_mask", "past_length"};
-  graft_tensor* const inputs[kInputs] = {&args->q, &args->k, &args->v, &args->bias, &args->key_mask, &args->past_length};
+  graft_tensor* const inputs[kInputs] = {&args->q,    &args->k,        &args->v,
+                                         &args->bias, &args->key_mask, &args->past_length};
   size_t count = 0;
   check(ort::call(g_api, ort::KernelContext_GetInputCount, context, &count));
   for (size_t i = 0; i < kInputs && i < count; ++i) {
@@ -103,8 +107,8 @@ void read_inputs(OrtKernelContext* context, graft_topk_attention* args) {
 
 void make_output(OrtKernelContext* context, graft_topk_attention* args) {
   if (args->q.rank != 4 || args->k.rank != 4 || args->v.rank != 4) {
-    fail("TopKAttention: q, k, v got ranks " + std::to_string(args->q.rank) + ", " + std::to_string(args->k.rank) + ", " +
-         std::to_string(args->v.rank) + ", allowed 4: q [b h s d], k [b g t d], v [b g t e]");
+    fail("TopKAttention: q, k, v got ranks " + std::to_string(args->q.rank) + ", " + std::to_string(args->k.rank) +
+         ", " + std::to_string(args->v.rank) + ", allowed 4: q [b h s d], k [b g t d], v [b g t e]");
   }
   int64_t b = args->q.shape[0];
   for (const graft_tensor* x : {&args->k, &args->v}) b = b == 1 ? x->shape[0] : b;

@@ -25,7 +25,9 @@ std::string refuse(const std::string& what, const std::string& got, const std::s
 std::string check_matrix(const graft_tensor& x, const char* name, const char* axes, int32_t dtype) {
   const std::string what = name;
   if (x.rank != 4) return refuse(what, "rank " + std::to_string(x.rank), std::string("4: ") + axes);
-  if (!is_float(x.dtype)) return refuse(what, "element type " + std::to_string(x.dtype), "1 (fp32), 10 (fp16), 16 (bf16)");
+  if (!is_float(x.dtype)) {
+    return refuse(what, "element type " + std::to_string(x.dtype), "1 (fp32), 10 (fp16), 16 (bf16)");
+  }
   if (x.dtype != dtype) {
     return refuse(what, "element type " + std::to_string(x.dtype), "the type of q, " + std::to_string(dtype));
   }
@@ -87,7 +89,8 @@ std::string fit(graft_tensor* x, const char* name, const char* axes, int32_t ran
     } else if (x->shape[i] != lengths[i]) {
       graft_tensor wanted = *x;
       for (int j = 0; j < rank; ++j) wanted.shape[j] = lengths[j];
-      return refuse(name, "shape " + shape_text(*x), std::string(axes) + " = " + shape_text(wanted) + ", or 1 along an axis");
+      const std::string allowed = std::string(axes) + " = " + shape_text(wanted) + ", or 1 along an axis";
+      return refuse(name, "shape " + shape_text(*x), allowed);
     }
   }
   return "";

@@ -1,0 +1,140 @@
+"""The graphs that `attention.py` compares: the same attention as graft's operator, as ONNX Runtime's, and unfused.
+
+Every graph takes q, k, v as [1 s h*d], as projections leave them, and returns that layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+MICROSOFT = "com.microsoft"
+Feeds = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One size: batch 1, t keys and queries; masked candidates hide the last `padding` share of the keys."""
+
+    t: int
+    h: int
+    d: int
+    top_k: int
+    padding: float
+
+    def feeds(self) -> Feeds:
+        """q, k, v [1 t h*d], standard normal."""
+        random = np.random.default_rng(0)
+        return {name: random.standard_normal((1, self.t, self.h * self.d), np.float32) for name in "qkv"}
+
+    @property
+    def live(self) -> int:
+        """Keys that the padding mask leaves visible."""
+        return self.t - int(self.t * self.padding)
+
+
+class Graph:
+    """Collects nodes; methods return the name of what they add."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.p = problem
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(self, op: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
+        """Add a node; returns its first output."""
+        names = [f"{op}{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **attributes))
+        return names[0]
+
+    def const(self, value: Any, dtype: Any) -> str:
+        """Add a constant."""
+        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), f"c{len(self.weights)}"))
+        return self.weights[-1].name
+
+    def split(self, name: str) -> str:
+        """[1 t h*d] as [1 h t d]."""
+        shape = self.const([1, -1, self.p.h, self.p.d], np.int64)
+        return self.add("Transpose", self.add("Reshape", name, shape), perm=[0, 2, 1, 3])
+
+    def merge(self, name: str) -> str:
+        """Turn [1 h t d] into [1 t h*d]."""
+        shape = self.const([1, -1, self.p.h * self.p.d], np.int64)
+        return self.add("Reshape", self.add("Transpose", name, perm=[0, 2, 1, 3]), shape)
+
+    def key_bias(self) -> str:
+        """Add the usual padding mask of exporters: [1 1 1 t], a huge negative number where hidden."""
+        bias = np.zeros((1, 1, 1, self.p.t), np.float32)
+        bias[..., self.p.live :] = np.finfo(np.float32).min
+        return self.const(bias, np.float32)
+
+    def model(self, out: str, heads_first: bool = False) -> onnx.ModelProto:
+        """Finish the graph with `out` as its output."""
+        p = self.p
+        shape = [1, p.h, p.t, p.d] if heads_first else [1, p.t, p.h * p.d]
+        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "qkv"]
+        self.nodes.append(helper.make_node("Identity", [out], ["out"]))
+        output = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "attention", inputs, [output], self.weights)
+        domains = [
+            helper.make_opsetid("", 23),
+            helper.make_opsetid(MICROSOFT, 1),
+            helper.make_opsetid("ai.graft", 1),
+        ]
+        return helper.make_model(graph, opset_imports=domains, ir_version=11)
+
+
+def graft(
+    p: Problem, *, bias: bool = False, mask: bool = False, heads_first: bool = False, **attributes: Any
+) -> onnx.ModelProto:
+    """TopKAttention; with reshapes, unless heads come first."""
+    g = Graph(p)
+    q, k, v = "qkv" if heads_first else tuple(map(g.split, "qkv"))
+    inputs = [q, k, v, g.key_bias() if bias else ""]
+    if mask:
+        inputs.append(g.const([[j < p.live for j in range(p.t)]], np.bool_))
+    out = g.add("TopKAttention", *inputs, domain="ai.graft", **attributes)
+    return g.model(out if heads_first else g.merge(out), heads_first)
+
+
+def multi_head(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.ModelProto:
+    """com.microsoft MultiHeadAttention."""
+    g = Graph(p)
+    inputs = ["q", "k", "v", "", g.const([[j < p.live for j in range(p.t)]], np.int32)] if masked else ["q", "k", "v"]
+    return g.model(g.add("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=p.h, unidirectional=causal))
+
+
+def attention23(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.ModelProto:
+    """ai.onnx Attention of opset 23."""
+    g = Graph(p)
+    inputs = ["q", "k", "v"]
+    if masked:  # the runtime wants a row per query; it folds this once, when the session is made
+        inputs.append(g.add("Expand", g.key_bias(), g.const([1, 1, p.t, p.t], np.int64)))
+    return g.model(g.add("Attention", *inputs, q_num_heads=p.h, kv_num_heads=p.h, is_causal=causal))
+
+
+def group_query(p: Problem) -> onnx.ModelProto:
+    """com.microsoft GroupQueryAttention, which is always causal."""
+    g = Graph(p)
+    lengths = [g.const([p.t - 1], np.int32), g.const(p.t, np.int32)]
+    heads = {"num_heads": p.h, "kv_num_heads": p.h}
+    return g.model(g.add("GroupQueryAttention", "q", "k", "v", "", "", *lengths, domain=MICROSOFT, outputs=3, **heads))
+
+
+def unfused(p: Problem, *, masked: bool = False, top_k: int = 0) -> onnx.ModelProto:
+    """MatMul, Softmax, MatMul."""
+    g = Graph(p)
+    q, k, v = map(g.split, "qkv")
+    scores = g.add("MatMul", q, g.add("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = g.add("Mul", scores, g.const(p.d**-0.5, np.float32))
+    if masked:
+        scores = g.add("Add", scores, g.key_bias())
+    if top_k:
+        best = g.add("TopK", scores, g.const([top_k], np.int64), outputs=2, axis=-1, sorted=0)
+        least = g.add("ReduceMin", best, g.const([-1], np.int64), keepdims=1)
+        scores = g.add("Where", g.add("Less", scores, least), g.const(-np.inf, np.float32), scores)
+    return g.model(g.merge(g.add("MatMul", g.add("Softmax", scores, axis=-1), v)))

@@ -21,7 +21,7 @@ def read(graphs: OnnxGraphs) -> Iterator[AttentionSite | Decline]:
     for softmax in graphs.exprs_of("softmax"):
         yield _site_or_decline(graphs, softmax)
     for other in graphs.exprs_of("opaque"):
-        why = _OTHER_SOFTMAXES.get(other.attrs["op"])
+        why = other.attrs.get("why") or _OTHER_SOFTMAXES.get(other.attrs["op"])
         if why is not None:
             yield Decline(anchor=graphs.node_name(other), kind="attention", reason=why, at=place(other))
 
@@ -69,7 +69,7 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
         head_width=_last(scores.q),
         value_width=_last(product.v),
         out=Operand(value=product.out, axes=product.axes),
-        softmax=softmax,
+        node=graphs.node(softmax),
         leaks=tuple(product.leaks),
         frame={"b": frame.b, "h": frame.h, "g": kv, "s": frame.s, "t": frame.t},
         steps=(*product.steps, *scores.steps),
@@ -127,7 +127,7 @@ def _values(graphs: OnnxGraphs, softmax: Expr, axes: layout.Axes, frame: Frame) 
             raise Unreadable(_no_values(users), users[0] if users else current)
         user = onward[0]
         if user.word == "matmul":
-            return _product(user, current, axes, frame, leaks, steps)
+            return _product(graphs, user, current, axes, frame, leaks, steps)
         steps.append(Step(node=place(user), met=user.word, meaning="followed"))
         axes = layout.forward(user, axes) or axes
         current = user
@@ -162,8 +162,25 @@ def _nan_guard(graphs: OnnxGraphs, current: Expr, users: Sequence[Expr]) -> Expr
     return None
 
 
+def _handled(graphs: OnnxGraphs, out: Expr, axes: layout.Axes) -> tuple[Expr, layout.Axes]:
+    """Return the result as a value of the graph; inside a fused node that comes a few views later."""
+    while out.handle is None:
+        users = graphs.readers(out)
+        onward = layout.forward(users[0], axes) if len(users) == 1 else None
+        if onward is None:
+            raise Unreadable("the product with the values is no value of the graph", out)
+        out, axes = users[0], onward
+    return out, axes
+
+
 def _product(
-    user: Expr, current: Expr, axes: layout.Axes, frame: Frame, leaks: Sequence[str], steps: Sequence[Step]
+    graphs: OnnxGraphs,
+    user: Expr,
+    current: Expr,
+    axes: layout.Axes,
+    frame: Frame,
+    leaks: Sequence[str],
+    steps: Sequence[Step],
 ) -> _Values:
     left = user.args[0] is current
     v = user.args[1 if left else 0]
@@ -175,6 +192,7 @@ def _product(
     out = (*axes[:-2], frame.s, e) if left else (*axes[:-2], e, frame.s)
     if len(user.shape) != len(out):
         raise Unreadable("the values have more axes than the probabilities", user)
+    user, out = _handled(graphs, user, out)
     steps = [*steps, Step(node=place(user), met="matmul", meaning=f"p·v, value width {v.shape[-1]}")]
     return _Values(
         v=(v, (*lead, frame.t, e) if left else (*lead, e, frame.t)),

@@ -45,6 +45,7 @@ class AttentionSite:
         bias: everything that is added to the scores, masks included, arranged to broadcast to [b h s t].
         mask: what the bias was read as, in words.
         out: the tensor that holds the result, and its layout.
+        node: the node of the softmax, or of the operation that holds it.
         leaks: readers of the probabilities besides the product with v.
         frame: the layout that the operands are arranged to: letter to atoms.
         steps: how it was read.
@@ -63,7 +64,7 @@ class AttentionSite:
     head_width: Dim | None
     value_width: Dim | None
     out: Operand
-    softmax: Expr = field(compare=False)
+    node: Any = field(compare=False)
     leaks: Sequence[str] = ()
     frame: dict[str, Axis] = field(compare=False, default_factory=dict)
     steps: Sequence[Step] = field(compare=False, default=())

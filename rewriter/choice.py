@@ -73,16 +73,18 @@ def still_computed(reading: Reading, edit: Edit) -> dict[str, str]:
     """Return the rewritten sites whose softmax is still there, because something else reads inner tensors."""
     left = {}
     for site in edit.plans:
-        softmax = reading.sites[site].softmax.handle
-        if softmax.producer().graph is not None:
-            reader = next((use.node.name for use in softmax.uses()), None)
+        node = reading.sites[site].node
+        if node.graph is not None:
+            reader = next((use.node.name for output in node.outputs for use in output.uses()), None)
             left[site] = f"its probabilities are still read by {reader}, so nothing would be saved"
     return left
 
 
 def kernel(plan: Plan) -> str:
     """Return the kernel that will run the call of a plan here, or "function body"."""
-    calls = [n for e in plan.values.values() for n in topological(e, lambda x: x.handle is not None) if n.word == "call"]
+    calls = [
+        n for e in plan.values.values() for n in topological(e, lambda x: x.handle is not None) if n.word == "call"
+    ]
     if not calls or not sessions.have_kernels():
         return "function body"
     name, dtype = calls[0].attrs["spec"].name, str(calls[0].args[0].dtype)

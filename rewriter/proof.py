@@ -24,7 +24,12 @@ Progress = Callable[[str, int, int], None]
 
 def _rounding(edit: Edit) -> float:
     """Return the end-to-end error that rounding may cause in the narrowest type that the rewritten sites compute in."""
-    types = [e.dtype for plan in edit.plans.values() for expr in plan.values.values() for e in topological(expr, lambda x: x.handle is not None)]
+    types = [
+        e.dtype
+        for plan in edit.plans.values()
+        for expr in plan.values.values()
+        for e in topological(expr, lambda x: x.handle is not None)
+    ]
     floats = [t for t in types if t is not None and is_float(t)]
     return max([compare.TOLERANCE, *(2 * float(finfo(t).eps) for t in floats)])  # type: ignore[no-untyped-call]
 

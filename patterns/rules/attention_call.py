@@ -28,9 +28,10 @@ def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
 def call(site: AttentionSite, k: int) -> Plan:
     """Return the plan that computes the site's output by one call."""
     frame, dtype = site.frame, _common_type(site)
-    e = next(axis for axis in site.out.axes if axis and axis[0].name == "e")
-    width = next(axis for axis in site.q.axes if any(a.name == "d" for a in axis))
-    d = tuple(a for a in width if a.name == "d")
+    d, e = (
+        tuple(a for axis in x.axes for a in axis if a.letter == letter)
+        for x, letter in ((site.q, "d"), (site.out, "e"))
+    )
     inputs = {
         "q": _typed(site.q.arranged((frame["b"], frame["h"], frame["s"], d)), dtype),
         "k": _typed(site.k.arranged((frame["b"], frame["g"], frame["t"], d)), dtype),

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts import onnx_opaque, onnx_read
+from rewriter.hosts.onnx_fused import FUSED, Unfit
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.words import WORDS, Expr, symbol
@@ -25,7 +26,6 @@ class OnnxGraphs:
         exprs: expression of every value.
         users: expressions that take an expression as argument, by its id.
         outputs: ids of the expressions that leave a graph.
-        nodes: in the order of reading, every node with the expressions of its outputs.
     """
 
     @quiet_gc
@@ -34,8 +34,9 @@ class OnnxGraphs:
         self.exprs: dict[ir.Value, Expr] = {}
         self.users: dict[int, list[Expr]] = {}
         self.outputs: set[int] = set()
-        self.nodes: list[tuple[ir.Node, Sequence[Expr]]] = []
         self._linked: dict[int, Expr] = {}
+        self._at: ir.Node | None = None
+        self._home: dict[int, ir.Node | None] = {}
         self._owners: dict[ir.Graph, ir.Graph | ir.Function] = {}
         model.graph.sort()  # some tools write nodes before what they read
         self._read(model.graph, model.graph)
@@ -72,19 +73,20 @@ class OnnxGraphs:
             if attribute.type == ir.AttributeType.GRAPH:
                 self._read(attribute.value, owner)
         args = [None if value is None else self.exprs[value] for value in node.inputs]
-        read = self._words(node, args, self._opset(owner))
-        made = []
+        why = None
+        try:
+            read = self._words(node, args, self._opset(owner))
+        except Unfit as reason:
+            read, why = [], str(reason)
+        self._at = node
         for i, value in enumerate(node.outputs):
-            expr = read[i] if i < len(read) else _opaque(node, args, value, i)
-            made.append(self._bind(value, expr))
-        self.nodes.append((node, made))
+            self._bind(value, read[i] if i < len(read) else _opaque(node, args, value, i, why))
 
     def _words(self, node: ir.Node, args: Sequence[Expr | None], opset: int) -> Sequence[Expr]:
-        if node.domain not in ("", "ai.onnx"):
-            return []
-        if node.op_type == "Constant":
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if node.op_type == "Constant" and not domain:
             return [_constant(node)]
-        row = onnx_read.READ.get(node.op_type)
+        row = FUSED.get((domain, node.op_type)) or (None if domain else onnx_read.READ.get(node.op_type))
         if row is None or any(a is None for a in args[: _needed(node.op_type)]):
             return []
         try:
@@ -107,6 +109,7 @@ class OnnxGraphs:
             if id(node) in self._linked:
                 continue
             self._linked[id(node)] = node
+            self._home[id(node)] = self._at
             for arg in node.args:
                 self.users.setdefault(id(arg), []).append(node)
                 stack.append(arg)
@@ -120,9 +123,17 @@ class OnnxGraphs:
         return (expr for expr in self._linked.values() if expr.word == word)
 
     def node_name(self, expr: Expr) -> str:
-        """Return the name of the node that computes ``expr``, or of its output if it has none."""
-        producer = None if expr.handle is None else expr.handle.producer()
-        return str((producer and producer.name) or getattr(expr.handle, "name", None) or expr.word)
+        """Return the name of the node that ``expr`` was read from, or of its output if it has none."""
+        node = self.node(expr)
+        return str((node and (node.name or node.outputs[0].name)) or getattr(expr.handle, "name", None) or expr.word)
+
+    def node(self, expr: Expr) -> ir.Node | None:
+        """Return the node that ``expr`` was read from."""
+        return self._home.get(id(expr))
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all nodes."""
+        return (node.name or "" for node in dict.fromkeys(self._home.values()) if node is not None)
 
 
 def _needed(op: str) -> int:
@@ -184,8 +195,8 @@ def _constant(node: ir.Node) -> Expr:
     return Expr("const", (), {}, known.shape, known.dtype, known, value)
 
 
-def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int) -> Expr:
+def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int, why: str | None) -> Expr:
     shape = onnx_opaque.opaque_shape(node, args) if index == 0 else None
     given = tuple(a for a in args if a is not None)
     dtype = element(value) or (onnx_opaque.opaque_type(node, args) if index == 0 else None)
-    return Expr("opaque", given, {"op": node.op_type}, _refine(shape, value), dtype, None, value)
+    return Expr("opaque", given, {"op": node.op_type, "why": why}, _refine(shape, value), dtype, None, value)

@@ -21,7 +21,7 @@ _OVERLOADS_SINCE = 10  # the IR version that tells function bodies apart by over
 def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
     """Make the edits of ``plans`` (by site) in the model that was read as ``graphs``, which is then out of date."""
     model, bodies = graphs.model, Bodies()
-    stem = _free_stem(node.name or "" for node, _ in graphs.nodes)
+    stem = _free_stem(graphs.names())
     for site, plan in plans.items():
         for i, (value, expr) in enumerate(plan.values.items()):
             owner, opset = graphs.owner(value)

@@ -63,6 +63,7 @@ GRAFT_EXPORT int32_t graft_abi_version(void);
 GRAFT_EXPORT const char* graft_version(void);  // the distribution's version, e.g. "0.1.0"
 
 // JSON array of kernel rows: {"op","name","isa","dtypes":[...],"limits":{...},"rank","usable":bool,"reason"}.
+// limits says what the kernel accepts; below min_keys and min_rows it runs only if it is asked for by name.
 GRAFT_EXPORT const char* graft_list_kernels(void);
 
 // isa: NULL or "" = the best usable row ("scalar", "avx2", "avx512", ... force one; unusable: an error).

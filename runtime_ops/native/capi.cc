@@ -17,30 +17,35 @@ namespace {
 
 // What a kernel accepts. A row that refuses a problem leaves it to the next one.
 struct Limits {
-  bool every_key;     // k = 0
+  bool every_key;  // k = 0
   bool softcap;
-  bool row_bias;      // a bias that varies along s
-  int64_t min_keys;   // below, its preparation does not pay
-  int64_t min_rows;   // per key head, likewise
+  bool row_bias;  // a bias that varies along s
+};
+
+// From where on a kernel's preparation pays: below, it runs only if it is asked for by name.
+struct Worth {
+  int64_t keys;
+  int64_t rows;  // per key head
 };
 
 struct Row {
   const char* name;
   Isa isa;
   Limits limits;
+  Worth worth;
   int rank;  // the highest usable one runs
   Kernel run;
 };
 
-constexpr Limits kAnything{true, true, true, 0, 0};
+constexpr Limits kAnything{true, true, true};
 
 constexpr Row kRows[] = {
 #if defined(__x86_64__)
-    {"topk_attention_avx512vnni", Isa::avx512vnni, {false, false, false, 512, 64}, 3, topk_attention_avx512vnni},
-    {"topk_attention_avx512", Isa::avx512, kAnything, 2, topk_attention_avx512},
-    {"topk_attention_avx2", Isa::avx2, kAnything, 1, topk_attention_avx2},
+    {"topk_attention_avx512vnni", Isa::avx512vnni, {false, false, false}, {2048, 64}, 3, topk_attention_avx512vnni},
+    {"topk_attention_avx512", Isa::avx512, kAnything, {}, 2, topk_attention_avx512},
+    {"topk_attention_avx2", Isa::avx2, kAnything, {}, 1, topk_attention_avx2},
 #endif
-    {"topk_attention_scalar", Isa::scalar, kAnything, 0, topk_attention_scalar},
+    {"topk_attention_scalar", Isa::scalar, kAnything, {}, 0, topk_attention_scalar},
 };
 
 // Sentences live as long as the library, each once.
@@ -58,12 +63,14 @@ const char* refusal(const Limits& limits, const Problem& p) {
   if (!limits.every_key && p.top_k == 0) return "it needs 0 < k < t";
   if (!limits.softcap && p.args.softcap != 0.0f) return "it takes no softcap";
   if (!limits.row_bias && p.row_bias) return "it takes no bias that varies along s";
-  if (p.t < limits.min_keys) return "it needs more keys";
-  if (p.g > 0 && p.s * (p.h / p.g) < limits.min_rows) return "it needs more rows";
   return nullptr;
 }
 
-// The highest level to use, or an empty Row pointer with the reason in *error.
+bool pays(const Worth& worth, const Problem& p) {
+  return p.t >= worth.keys && (p.g == 0 || p.s * (p.h / p.g) >= worth.rows);
+}
+
+// The highest level to use; false with the reason in *error.
 bool allowed_isa(Isa* isa, std::string* error) {
   *isa = detected_isa();
   const char* cap = getenv("GRAFT_ISA");
@@ -82,7 +89,8 @@ const Row* best_row(const Problem& p, std::string* error) {
   if (!allowed_isa(&isa, error)) return nullptr;
   const Row* best = nullptr;
   for (const Row& row : kRows) {
-    if (row.isa <= isa && refusal(row.limits, p) == nullptr && (best == nullptr || row.rank > best->rank)) best = &row;
+    if (row.isa > isa || refusal(row.limits, p) != nullptr || !pays(row.worth, p)) continue;
+    if (best == nullptr || row.rank > best->rank) best = &row;
   }
   return best;  // the scalar row takes anything
 }
@@ -124,8 +132,8 @@ std::string row_json(const Row& row) {
   text += std::string("\",\"isa\":\"") + isa_name(row.isa);
   text += "\",\"dtypes\":[\"float32\",\"float16\",\"bfloat16\"],\"limits\":{\"every_key\":";
   text += std::string(flag(row.limits.every_key)) + ",\"softcap\":" + flag(row.limits.softcap) + ",\"row_bias\":" +
-          flag(row.limits.row_bias) + ",\"min_keys\":" + std::to_string(row.limits.min_keys) + ",\"min_rows\":" +
-          std::to_string(row.limits.min_rows) + "},\"rank\":" + std::to_string(row.rank);
+          flag(row.limits.row_bias) + ",\"min_keys\":" + std::to_string(row.worth.keys) + ",\"min_rows\":" +
+          std::to_string(row.worth.rows) + "},\"rank\":" + std::to_string(row.rank);
   text += std::string(",\"usable\":") + flag(usable);
   text += ",\"reason\":\"";
   if (!usable) text += std::string("this processor offers ") + isa_name(detected_isa());

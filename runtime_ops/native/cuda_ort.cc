@@ -1,109 +1,34 @@
-// ai.graft::TopKAttention for ONNX Runtime's CUDA provider, beside the operator for the CPU: an operator that
-// exists for CUDA alone would make sessions without CUDA fail. Both must be in one domain, and the reading of
-// nodes is the same, so this file contains ort.cc and registers in its stead.
+// Registers ai.graft::TopKAttention for ONNX Runtime's CUDA provider beside the operators for the CPU: without those
+// a session without CUDA would fail. All must be in one domain and have the same schema, so this file contains ort.cc
+// and registers in its stead.
 #define RegisterCustomOps register_cpu_alone
 #include "ort.cc"
 #undef RegisterCustomOps
 
-#include "cuda_abi.h"
-
-struct OrtMemoryInfo;
-struct OrtAllocator;
-
-namespace ort {
-constexpr Slot<OrtStatus*(const char*, int, int, int, OrtMemoryInfo**)> CreateMemoryInfo{68};
-constexpr Slot<OrtStatus*(OrtAllocator*, size_t, void**)> AllocatorAlloc{75};
-constexpr Slot<OrtStatus*(OrtAllocator*, void*)> AllocatorFree{76};
-constexpr Slot<void(OrtMemoryInfo*)> ReleaseMemoryInfo{94};
-constexpr Slot<void(OrtAllocator*)> ReleaseAllocator{132};
-constexpr Slot<OrtStatus*(const OrtKernelContext*, void**)> KernelContext_GetGPUComputeStream{193};
-constexpr Slot<OrtStatus*(const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator**)> KernelContext_GetAllocator{253};
-}  // namespace ort
-
 namespace graft {
+
+OrtStatus* run_kernel_on_gpu(void* kernel, OrtKernelContext* context);  // in cuda_ort_kernel.cc
+
 namespace {
 
-constexpr int kDeviceAllocator = 0, kDefaultMemory = 0;
-
-// Scratch memory from the session's own CUDA arena. Freed when the kernels are enqueued, not when they are done:
-// whoever gets the memory next uses it on the same stream, later.
-class Scratch {
- public:
-  Scratch(const OrtKernelContext* context, int64_t bytes) {
-    if (bytes <= 0) return;
-    int device = 0;
-    OrtMemoryInfo* info = nullptr;
-    if (graft_cuda_current_device(&device) != nullptr) fail("TopKAttention: there is no CUDA device");
-    check(ort::call(g_api, ort::CreateMemoryInfo, "Cuda", kDeviceAllocator, device, kDefaultMemory, &info));
-    OrtStatus* status = ort::call(g_api, ort::KernelContext_GetAllocator, context, static_cast<const OrtMemoryInfo*>(info),
-                                  &allocator_);
-    ort::call(g_api, ort::ReleaseMemoryInfo, info);
-    check(status);
-    status = ort::call(g_api, ort::AllocatorAlloc, allocator_, static_cast<size_t>(bytes), &data_);
-    if (status != nullptr) ort::call(g_api, ort::ReleaseAllocator, allocator_);
-    check(status);
-  }
-  ~Scratch() {
-    if (allocator_ == nullptr) return;
-    OrtStatus* status = ort::call(g_api, ort::AllocatorFree, allocator_, data_);
-    if (status != nullptr) ort::call(g_api, ort::ReleaseStatus, status);
-    ort::call(g_api, ort::ReleaseAllocator, allocator_);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  void* data() const { return data_; }
-
- private:
-  OrtAllocator* allocator_ = nullptr;
-  void* data_ = nullptr;
-};
-
-OrtStatus* compute_on_gpu(void* kernel, OrtKernelContext* context) {
-  return guarded([&] {
-    const Attributes& a = *static_cast<Attributes*>(kernel);
-    graft_topk_attention args{};
-    read_inputs(context, &args);
-    make_output(context, &args);
-    args.top_k = a.k;
-    args.causal = static_cast<int32_t>(a.causal);
-    args.softcap = a.softcap;
-    args.scale = isnan(a.scale) ? 1.0f / sqrtf(static_cast<float>(args.q.shape[3])) : a.scale;
-    void* stream = nullptr;
-    check(ort::call(g_api, ort::KernelContext_GetGPUComputeStream, context, &stream));
-    const int64_t bytes = graft_cuda_topk_attention_workspace(&args);
-    const Scratch scratch(context, bytes);
-    const char* error =
-        graft_cuda_run_topk_attention(&args, stream, scratch.data(), static_cast<size_t>(bytes > 0 ? bytes : 0));
-    if (error != nullptr) fail(error);
-  });
-}
-
-OrtCustomOp make_gpu_op() {
-  OrtCustomOp op = make_op();
+TypedOp make_gpu_op(int dtype, bool inferring) {
+  TypedOp op = make_op(dtype, inferring);
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CUDAExecutionProvider"; };
-  op.KernelComputeV2 = compute_on_gpu;
+  op.KernelComputeV2 = run_kernel_on_gpu;
   return op;
 }
 
-OrtCustomOpDomain* both_domain() {
-  static OrtCustomOpDomain* const made = [] {
-    static const OrtCustomOp cpu = make_op(), gpu = make_gpu_op();
-    OrtCustomOpDomain* fresh = nullptr;
-    check(ort::call(g_api, ort::CreateCustomOpDomain, kDomain, &fresh));
-    check(ort::call(g_api, ort::CustomOpDomain_Add, fresh, &cpu));
-    check(ort::call(g_api, ort::CustomOpDomain_Add, fresh, &gpu));
-    return fresh;
+// ort.cc's domain, made once and kept, with more operators in it. The first call adds them.
+OrtCustomOpDomain* domain_with_gpu(const char* version) {
+  static OrtCustomOpDomain* const made = [version] {
+    const bool inferring = infers_safely(version);
+    static const TypedOp ops[] = {make_gpu_op(GRAFT_F32, inferring), make_gpu_op(GRAFT_F16, inferring),
+                                  make_gpu_op(GRAFT_BF16, inferring)};
+    OrtCustomOpDomain* both = domain(version);
+    for (const TypedOp& op : ops) check(ort::call(g_api, ort::CustomOpDomain_Add, both, &op));
+    return both;
   }();
   return made;
-}
-
-void register_both(OrtSessionOptions* options) {
-  constexpr const char* note = "ai.graft.registered";
-  int known = 0;
-  check(ort::call(g_api, ort::HasSessionConfigEntry, options, note, &known));
-  if (known) return;
-  check(ort::call(g_api, ort::AddCustomOpDomain, options, both_domain()));
-  check(ort::call(g_api, ort::AddSessionConfigEntry, options, note, "1"));
 }
 
 }  // namespace
@@ -112,7 +37,10 @@ void register_both(OrtSessionOptions* options) {
 extern "C" GRAFT_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace graft;
   const OrtApi* api = base->GetApi(ort::kApiVersion);
-  if (api == nullptr) return register_cpu_alone(options, base);  // which says what is wrong
-  g_api = api;
-  return guarded([&] { register_both(options); });
+  if (api != nullptr) {
+    g_api = api;
+    OrtStatus* status = guarded([&] { domain_with_gpu(base->GetVersionString()); });
+    if (status != nullptr) return status;
+  }
+  return register_cpu_alone(options, base);
 }

@@ -20,12 +20,16 @@ def read(graphs: OnnxGraphs) -> Iterator[AttentionSite | Decline]:
     """Yield a site or a decline for every softmax of a model."""
     for softmax in graphs.exprs_of("softmax"):
         yield _site_or_decline(graphs, softmax)
+    for exps in graphs.exprs_of("exp"):
+        if any(user.word == "sum" and graphs.readers(user) for user in graphs.readers(exps)):
+            yield Decline(anchor=graphs.node_name(exps), kind="attention", reason=_LOOSE_EXP, at=place(exps))
     for other in graphs.exprs_of("opaque"):
         why = other.attrs.get("why") or _OTHER_SOFTMAXES.get(other.attrs["op"])
         if why is not None:
             yield Decline(anchor=graphs.node_name(other), kind="attention", reason=why, at=place(other))
 
 
+_LOOSE_EXP = "exponentials and their sum stand here, but not as exponentials over exactly that sum, as a softmax is"
 _OTHER_SOFTMAXES = {
     "LogSoftmax": "a LogSoftmax gives logarithms of probabilities, which are no attention weights",
     "Softmax": "a Softmax that flattens several axes, or of unknown rank, runs over more than the key axis",
@@ -89,15 +93,17 @@ def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:
     heads = tuple(layout.Atom("h", a.size) for a in heads)
     batch = tuple(a for one in lead for a in one)
     first = (*lead, heads) if rank > 3 else tuple(lead)
-    if split is not None:  # one leading axis that holds both
+    if split is not None:  # one axis that holds several
         batch = tuple(layout.Atom("b" * (i + 1), a.size) for i, a in enumerate(split.batch) if a.size != 1)
         heads = tuple(layout.Atom("h", a.size) for a in split.heads if a.size != 1)
-        first = ((*batch, *heads),)
+        first = () if split.rows else ((*batch, *heads),)
     # s and t stay atoms even at length 1, so that both axes can be told apart
-    s, t = (
-        (layout.Atom(n, x.shape[i]),) for n, i in zip("st", (-2, -1) if axis == rank - 1 else (-1, -2), strict=True)
-    )
-    return (*first, *((s, t) if axis == rank - 1 else (t, s))), Frame(b=batch, h=heads, s=s, t=t)
+    places = (-2, -1) if axis == rank - 1 else (-1, -2)
+    s, t = ((layout.Atom(letter, x.shape[i]),) for letter, i in zip("st", places, strict=True))
+    if split is not None and split.rows:
+        s = (layout.Atom("s", split.rows[0].size),)
+    rows = (*batch, *heads, *s) if split is not None and split.rows else s
+    return (*first, *((rows, t) if axis == rank - 1 else (t, rows))), Frame(b=batch, h=heads, s=s, t=t)
 
 
 @dataclass(frozen=True, kw_only=True)

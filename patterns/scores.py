@@ -67,18 +67,20 @@ class Frame:
 
 
 class Finer(Exception):  # noqa: N818 - starts the reader over, never seen by users
-    """The leading axis of the scores turned out to be batch and heads in one."""
+    """One axis of the scores turned out to hold several: batch and heads, or these and the queries."""
 
-    def __init__(self, batch: layout.Axis, heads: layout.Axis) -> None:
+    def __init__(self, batch: layout.Axis, heads: layout.Axis, rows: layout.Axis) -> None:
         super().__init__()
-        self.batch, self.heads = batch, heads
+        self.batch, self.heads, self.rows = batch, heads, rows
 
 
 def refine(axes: layout.Axes, frame: Frame) -> None:
-    """Raise Finer if ``axes`` shows the only leading axis of the frame split into batch and heads."""
-    parts = [a for axis in axes for a in axis if a.letter == "b"]
-    if not frame.h and len(frame.b) == 1 and len(parts) > 1:
-        raise Finer(tuple(parts[:-1]), tuple(parts[-1:]))
+    """Raise Finer if ``axes`` shows the only leading axis of the frame, or its rows, split into several."""
+    parts = {letter: tuple(a for axis in axes for a in axis if a.letter == letter) for letter in "bs"}
+    if not frame.h and len(frame.b) == 1 and len(parts["b"]) > 1:
+        raise Finer(parts["b"][:-1], parts["b"][-1:], ())
+    if not frame.h and not frame.b and len(parts["s"]) > 1:
+        raise Finer(parts["s"][:-2], parts["s"][-2:-1], parts["s"][-1:])
 
 
 def peel(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:

@@ -214,6 +214,43 @@ def _gemm(node: ir.Node, args: Args, opset: int) -> Expr:
     return make("add", out, bias if beta == 1.0 else make("mul", bias, const(beta, bias.dtype)))
 
 
+def _div(node: ir.Node, args: Args, opset: int) -> Expr:
+    """Read a quotient; exponentials over their own sum are a softmax."""
+    x, total = args
+    plain = make("div", x, total)  # type: ignore[arg-type]
+    if x is None or total is None or x.word != "exp" or total.word != "sum" or total.args[0] is not x:
+        return plain
+    axes, inner = total.attrs["axes"], x.args[0]
+    if len(axes) != 1 or not total.attrs.get("keepdims", True):
+        return plain
+    shift = inner.args[1] if inner.word == "sub" else None
+    if shift is not None and shift.word == "amax" and shift.args[0] is inner.args[0] and shift.attrs["axes"] == axes:
+        inner = inner.args[0]
+    return make("softmax", inner, axis=axes[0])
+
+
+def _einsum(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read an Einsum of two tensors that contracts one letter as a matrix product between permutations."""
+    terms, _, result = attr(node, "equation").replace(" ", "").partition("->")
+    if len(args) != 2 or "." in terms or any(len(set(t)) != len(t) for t in terms.split(",")):
+        return None
+    left, right = terms.split(",")
+    out = result or "".join(sorted(x for x in set(left + right) if (left + right).count(x) == 1))
+    both = [x for x in left if x in right and x in out]
+    inner = [x for x in left if x in right and x not in out]
+    mine, yours = ([x for x in one if x in out and x not in other] for one, other in ((left, right), (right, left)))
+    if not len(inner) == len(mine) == len(yours) == 1 or len(both) + 2 != len(out):
+        return None
+    a = _permuted(args[0], left, [*both, *mine, *inner])  # type: ignore[arg-type]
+    b = _permuted(args[1], right, [*both, *inner, *yours])  # type: ignore[arg-type]
+    return _permuted(make("matmul", a, b), "".join([*both, *mine, *yours]), list(out))
+
+
+def _permuted(x: Expr, have: str, want: Sequence[str]) -> Expr:
+    perm = tuple(have.index(letter) for letter in want)
+    return x if perm == tuple(range(len(have))) else make("transpose", x, perm=perm)
+
+
 def _reciprocal(node: ir.Node, args: Args, opset: int) -> Expr:
     x = args[0]
     return make("div", const(1.0, None if x is None else x.dtype), x)  # type: ignore[arg-type]
@@ -231,7 +268,7 @@ def numpy_type(kind: ir.DataType | None) -> np.dtype[Any] | None:
 
 
 _WORDS = {
-    "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Less": "lt", "LessOrEqual": "le",
+    "Add": "add", "Sub": "sub", "Mul": "mul", "Pow": "pow", "Less": "lt", "LessOrEqual": "le",
     "Equal": "eq", "And": "and", "Or": "or", "Not": "not", "Neg": "neg", "Exp": "exp", "Log": "log", "Sqrt": "sqrt",
     "Tanh": "tanh", "Erf": "erf", "Floor": "floor", "Where": "where", "MatMul": "matmul", "Sigmoid": "sigmoid",
     "Relu": "relu", "Expand": "expand", "Range": "range",
@@ -266,6 +303,8 @@ READ: dict[str, Row] = {
     "ReduceMean": _reduce("mean"),
     "ReduceMax": _reduce("amax"),
     "Gemm": _gemm,
+    "Div": _div,
+    "Einsum": _einsum,
     "Reciprocal": _reciprocal,
     "IsNaN": _is_nan,
 }

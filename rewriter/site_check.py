@@ -78,7 +78,8 @@ def capture(model: ir.Model, wanted: Sequence[ir.Value], folder: Path, found: Se
     names = [str(v.name) for v in inside]
     taken = []
     for case in found:
-        values: Leaves = dict(zip(inside, sessions.run(session, case.feeds, names), strict=True))
+        got = sessions.run(session, case.feeds, names) if names else []
+        values: Leaves = dict(zip(inside, got, strict=True))
         values.update({v: case.feeds[v.name] for v in wanted if v.name in case.feeds and v.is_graph_input()})
         values.update({v: v.const_value.numpy() for v in wanted if v.const_value is not None})
         taken.append(values)

@@ -207,11 +207,16 @@ class Bodies:
         self._overloads: dict[str, str] = {}
 
     def overload(self, spec: OpSpec, signature: Signature, values: Mapping[str, Any], opset: int) -> str:
-        """Return the overload of the body for a call, making the body if it is new."""
+        """Return the overload of the body for a call, making the body if it is new.
+
+        The first body of an operation has none: ONNX Runtime (1.31) loses the overload of a call inside another
+        function, so that only this one is found there where our kernels are missing.
+        """
         told = {name: (str(shape), str(dtype)) for name, (shape, dtype) in signature.items()}
         key = repr((spec.name, told, sorted(values.items()), opset))
         if key not in self._overloads:
-            self._overloads[key] = str(len(self.functions) + 1)
+            count = sum(function.name == spec.name for function in self.functions)
+            self._overloads[key] = str(count + 1) if count else ""
             self.functions.append(spec.body(signature, values, opset, self._overloads[key]))
         return self._overloads[key]
 

@@ -41,8 +41,17 @@ class OnnxGraphs:
         model.graph.sort()  # some tools write nodes before what they read
         self._read(model.graph, model.graph)
         for function in model.functions.values():
-            function.sort()
-            self._read(function.graph, function)
+            self._read_function(function, ())
+
+    def _read_function(self, function: ir.Function, args: Sequence[Expr | None]) -> None:
+        """Read a function once; its inputs have the shapes and types of its first call's arguments."""
+        if function.graph in self._owners:
+            return
+        function.sort()
+        for value, arg in zip(function.inputs, args, strict=False):
+            if arg is not None:
+                self._bind(value, symbol(value.name or "", arg.shape, arg.dtype, value))
+        self._read(function.graph, function)
 
     def owner(self, value: ir.Value) -> tuple[ir.Graph | ir.Function, int]:
         """Return the main graph or function around a value, and the default opset in force there."""
@@ -73,6 +82,9 @@ class OnnxGraphs:
             if attribute.type == ir.AttributeType.GRAPH:
                 self._read(attribute.value, owner)
         args = [None if value is None else self.exprs[value] for value in node.inputs]
+        function = self.model.functions.get(node.op_identifier())
+        if function is not None:
+            self._read_function(function, args)
         why = None
         try:
             read = self._words(node, args, self._opset(owner))

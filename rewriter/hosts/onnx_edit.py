@@ -14,7 +14,7 @@ from rewriter.quiet_gc import quiet_gc
 from runtime_ops.spec import DOMAIN, VERSION
 from runtime_ops.to_onnx import Bodies, Writer
 
-_OVERLOADS_SINCE = 10  # the IR version that tells function bodies apart by overload
+_FUNCTIONS_SINCE, _OVERLOADS_SINCE = 8, 10  # IR versions
 
 
 @quiet_gc
@@ -31,7 +31,8 @@ def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
     for function in bodies.functions:
         model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = VERSION
-    model.ir_version = max(model.ir_version, _OVERLOADS_SINCE)
+    overloaded = any(function.overload for function in bodies.functions)
+    model.ir_version = max(model.ir_version, _OVERLOADS_SINCE if overloaded else _FUNCTIONS_SINCE)
     passes.RemoveUnusedNodesPass()(model)
 
 

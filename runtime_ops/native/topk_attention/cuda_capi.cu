@@ -61,9 +61,9 @@ const char* graft_cuda_current_device(int32_t* device) {
 
 const char* graft_cuda_list_kernels(void) {
   return R"([{"op":"TopKAttention","name":"tensor","isa":"sm_80","dtypes":["float16","bfloat16"],)"
-         R"("limits":{"d":256,"e":256,"multiple_of":8,"aligned":16},"rank":20,"usable":true,"reason":""},)"
+         R"("limits":{"d":256,"e":256,"multiple_of":8,"aligned":16},"worth":{},"rank":20,"usable":true,"reason":""},)"
          R"({"op":"TopKAttention","name":"plain","isa":"sm_80","dtypes":["float32","float16","bfloat16"],)"
-         R"("limits":{"d":256,"e":256},"rank":10,"usable":true,"reason":""}])";
+         R"("limits":{"d":256,"e":256},"worth":{},"rank":10,"usable":true,"reason":""}])";
 }
 
 int64_t graft_cuda_topk_attention_workspace(const graft_topk_attention* args) {

@@ -67,7 +67,8 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
         scale=scale if cap is None else scale * cap,
         softcap=cap,
         bias=scores.bias,
-        mask=mask.describe(scores.bias),
+        causal=scores.causal,
+        mask=mask.describe(scores.bias, scores.causal),
         heads=heads,
         kv_heads=kv_heads,
         head_width=_last(scores.q),
@@ -103,7 +104,7 @@ def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:
     if split is not None and split.rows:
         s = (layout.Atom("s", split.rows[0].size),)
     rows = (*batch, *heads, *s) if split is not None and split.rows else s
-    return (*first, *((rows, t) if axis == rank - 1 else (t, rows))), Frame(b=batch, h=heads, s=s, t=t)
+    return (*first, *((rows, t) if axis == rank - 1 else (t, rows))), Frame(b=batch, h=heads, s=s, t=t, top=x)
 
 
 @dataclass(frozen=True, kw_only=True)

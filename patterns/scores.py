@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from patterns import mask
 from patterns.site import Unreadable
 from rewriter import layout
 from rewriter.report import Step
@@ -30,6 +31,8 @@ class Scores:
         q, k: the factors of the product with their layouts (contraction axis ``d``).
         scale: factor inside the soft cap, or of the product if there is none.
         cap: None, or the factor that multiplies tanh.
+        causal: None, or c where key j is hidden from query i unless j <= i + c; not in ``bias`` then.
+        hidden: the same as a bias of 0 and -inf, for what needs it as one.
         bias: what is added, arranged to the frame; None if nothing is.
         steps: the peels, outermost first.
     """
@@ -38,6 +41,8 @@ class Scores:
     k: tuple[Expr, layout.Axes]
     scale: float = 1.0
     cap: float | None = None
+    causal: int | None = None
+    hidden: Expr | None = None
     bias: Expr | None = None
     steps: tuple[Step, ...] = ()
 
@@ -53,12 +58,13 @@ def place(expr: Expr) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The layout that everything is arranged to: leading axes b and h, then s and t."""
+    """What everything is arranged to: leading axes b and h, then s and t."""
 
     b: layout.Axis
     h: layout.Axis
     s: layout.Axis
     t: layout.Axis
+    top: Expr  # the input of the softmax
 
     @property
     def scores(self) -> layout.Axes:
@@ -204,11 +210,25 @@ def _where(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
                 expr,
             )
         scores = peel(inner, axes, frame)
-        mask = to_frame(keep, axes, frame)
-        bias = _masked(mask, scores.bias, number, kept)
+        offset = mask.causal_offset(keep, axes) if kept else None
+        # A hidden key must have no weight at all: by -inf, or by any fill where no row is hidden whole.
+        if offset is not None and (number == -np.inf or (expr is frame.top and scores.bias is None and offset >= 0)):
+            as_bias = _masked(to_frame(keep, axes, frame), None, -np.inf, kept)
+            scores = dataclasses.replace(scores, causal=offset, hidden=as_bias)
+            return scores.said(expr, "where", f"causal, {offset} ahead")
+        scores, hidden = _without_causal(scores), to_frame(keep, axes, frame)
+        bias = _masked(hidden, scores.bias, number, kept)
         scores = dataclasses.replace(scores, bias=bias)
         return scores.said(expr, "where", f"{'keeps' if kept else 'drops'} where {place(keep)}, fill {number:g}")
     raise Unreadable("a where whose fill is not a known number stands above the product", expr)
+
+
+def _without_causal(scores: Scores) -> Scores:
+    """Return scores whose causal mask is part of the bias: what follows turns -inf into something else."""
+    if scores.hidden is None:
+        return scores
+    bias = scores.hidden if scores.bias is None else make("add", *_one_type(scores.bias, scores.hidden))
+    return dataclasses.replace(scores, causal=None, hidden=None, bias=bias)
 
 
 def _fill(expr: Expr) -> float | None:
@@ -231,7 +251,7 @@ def _masked(mask: Expr, inner: Expr | None, fill: float, kept: bool) -> Expr:
 
 
 def _tanh(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
-    scores = peel(expr.args[0], axes, frame)
+    scores = _without_causal(peel(expr.args[0], axes, frame))
     if scores.bias is not None or scores.cap is not None:
         raise Unreadable("a tanh is taken of scores that already have a bias or a soft cap", expr)
     return dataclasses.replace(scores, cap=1.0).said(expr, "tanh", "soft cap")
@@ -258,7 +278,7 @@ def _clamped(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     inner, floor = (x, y.number()) if y.number() is not None else (y, x.number())
     if floor is None or floor > NEGLIGIBLE:
         raise Unreadable("the scores are clamped from below at a number that leaves weight", expr)
-    scores = peel(inner, axes, frame)
+    scores = _without_causal(peel(inner, axes, frame))
     if scores.bias is not None:
         bias = make("max", scores.bias, const(floor, scores.bias.dtype))
         scores = dataclasses.replace(scores, bias=bias)

@@ -43,7 +43,8 @@ class AttentionSite:
     Attributes:
         q, k, v: the operands, with the layout that they have in the graph.
         bias: everything that is added to the scores, masks included, arranged to broadcast to [b h s t].
-        mask: what the bias was read as, in words.
+        causal: None, or c where it is proved that query i sees key j only if j <= i + c; then not in ``bias``.
+        mask: causality and bias in words.
         out: the tensor that holds the result, and its layout.
         node: the node of the softmax, or of the operation that holds it.
         leaks: readers of the probabilities besides the product with v.
@@ -58,6 +59,7 @@ class AttentionSite:
     scale: float
     softcap: float | None
     bias: Expr | None = field(compare=False)
+    causal: int | None
     mask: str
     heads: Dim
     kv_heads: Dim
@@ -77,7 +79,8 @@ class AttentionSite:
         score = "q·kᵀ" if self.scale == 1.0 else f"{self.scale:.6g} q·kᵀ"
         if self.softcap:
             score = f"{self.softcap:g} tanh({score} / {self.softcap:g})"
-        return f"softmax({score}{' + bias' if self.bias is not None else ''}) v"
+        score += " + bias" if self.bias is not None else ""
+        return f"softmax({score}{', causal' if self.causal is not None else ''}) v"
 
 
 @dataclass(frozen=True, kw_only=True)

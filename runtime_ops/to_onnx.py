@@ -6,7 +6,8 @@ inserts. ``Writer.value`` returns the ONNX value of an expression and collects t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,10 +201,15 @@ def _heads(shape: Sequence[Dim] | None) -> tuple[Dim, ...] | None:
 
 
 class Bodies:
-    """The function bodies that a model needs, one per operation, attributes, present inputs and opset."""
+    """The function bodies that a model needs, one per operation, attributes, present inputs and opset.
 
-    def __init__(self) -> None:
+    Args:
+        taken: op types and overloads that the model has already.
+    """
+
+    def __init__(self, taken: Collection[tuple[str, str]] = ()) -> None:
         self.functions: list[ir.Function] = []
+        self._taken = set(taken)
         self._overloads: dict[str, str] = {}
 
     def overload(self, spec: OpSpec, signature: Signature, values: Mapping[str, Any], opset: int) -> str:
@@ -215,8 +221,9 @@ class Bodies:
         told = {name: (str(shape), str(dtype)) for name, (shape, dtype) in signature.items()}
         key = repr((spec.name, told, sorted(values.items()), opset))
         if key not in self._overloads:
-            count = sum(function.name == spec.name for function in self.functions)
-            self._overloads[key] = str(count + 1) if count else ""
+            names = itertools.chain([""], map(str, itertools.count(2)))
+            self._overloads[key] = next(name for name in names if (spec.name, name) not in self._taken)
+            self._taken.add((spec.name, self._overloads[key]))
             self.functions.append(spec.body(signature, values, opset, self._overloads[key]))
         return self._overloads[key]
 

@@ -11,7 +11,7 @@ from patterns.site import AttentionSite
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
-from runtime_ops.words import Expr, make
+from runtime_ops.words import Expr, const, make
 
 _OP = OPS["TopKAttention"]
 
@@ -38,7 +38,9 @@ def call(site: AttentionSite, k: int) -> Plan:
         "v": _typed(site.v.arranged((frame["b"], frame["g"], frame["t"], e)), dtype),
         "bias": site.bias,
     }
-    attrs = {"k": k, "scale": site.scale, "softcap": site.softcap or 0.0}
+    if site.causal:
+        inputs["past_length"] = const([site.causal])
+    attrs = {"k": k, "scale": site.scale, "causal": int(site.causal is not None), "softcap": site.softcap or 0.0}
     result = _OP.call(inputs, attrs)
     back = layout.arrange(result, (frame["b"], frame["h"], frame["s"], e), site.out.axes)
     assert back is not None  # the reader made this layout from the same atoms

@@ -20,7 +20,8 @@ _FUNCTIONS_SINCE, _OVERLOADS_SINCE = 8, 10  # IR versions
 @quiet_gc
 def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
     """Make the edits of ``plans`` (by site) in the model that was read as ``graphs``, which is then out of date."""
-    model, bodies = graphs.model, Bodies()
+    model = graphs.model
+    bodies = Bodies({(name, overload) for domain, name, overload in model.functions if domain == DOMAIN})
     stem = _free_stem(graphs.names())
     for site, plan in plans.items():
         for i, (value, expr) in enumerate(plan.values.items()):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from patterns import mask
+from patterns import mask, operands
 from patterns.scores import Finer, Frame, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
 from rewriter import layout
 from rewriter.hosts.onnx import OnnxGraphs
 from rewriter.report import Step
 from runtime_ops import interpret
-from runtime_ops.dims import Dim
 from runtime_ops.words import Expr
 
 
@@ -53,10 +52,10 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
     scores = peel(softmax.args[0], axes, frame)
     for _, have, _ in layout.views(*scores.q):
         refine(have, frame)
-    q = _queries(scores.q, frame)
-    k, v, kv = _keys_and_values(scores.k, product.v, frame)
-    heads, kv_heads = _size(frame.h), _size(kv)
-    _check_heads(softmax, heads, kv_heads)
+    q = operands.queries(scores.q, frame)
+    k, v, kv = operands.keys_and_values(scores.k, product.v, frame)
+    heads, kv_heads = operands.size(frame.h), operands.size(kv)
+    operands.check_heads(softmax, heads, kv_heads)
     cap, scale = scores.cap, scores.scale * q.factor * k.factor
     return AttentionSite(
         anchor=name,
@@ -71,8 +70,8 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
         mask=mask.describe(scores.bias, scores.causal),
         heads=heads,
         kv_heads=kv_heads,
-        head_width=_last(scores.q),
-        value_width=_last(product.v),
+        head_width=operands.width(scores.q),
+        value_width=operands.width(product.v),
         out=Operand(value=product.out, axes=product.axes),
         node=graphs.node(softmax),
         leaks=tuple(product.leaks),
@@ -208,97 +207,3 @@ def _product(
         leaks=leaks,
         steps=steps,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Choice:
-    """A tensor that an operand can be read from, and what that costs."""
-
-    operand: Operand
-    factor: float
-    lead: layout.Axis  # atoms of the head axis that are really there
-    cost: tuple[float, ...]
-
-
-def _choices(
-    found: tuple[Expr, layout.Axes],
-    lead: tuple[layout.Axis, layout.Axis, layout.Axis],
-    through_scales: bool = True,
-) -> list[_Choice]:
-    """Return every tensor along a chain of views that can be arranged to an operand, outermost first."""
-    expr, axes = found
-    out = []
-    for depth, (x, have, factor) in enumerate(layout.views(expr, axes, through_scales)):
-        atoms = [a for axis in have for a in axis]
-        last = tuple(a for a in atoms if a.letter in "de")
-        heads = tuple(a for a in atoms if a.letter == "h")
-        target = (lead[0], heads, lead[2], last)
-        if not _outer_parts(heads) or layout.arrange(x, have, target) is None:
-            continue
-        plain = all(len(axis) == 1 for axis in have)
-        effort = 0 if have == target else 1 if plain else 2
-        # fewest heads first, then without a scale left on the operand, then the least rearranging, then the deepest
-        cost = (_volume(heads), float(_scales_below(x)), float(effort), float(-depth))
-        out.append(_Choice(operand=Operand(value=x, axes=have), factor=factor, lead=heads, cost=cost))
-    return out
-
-
-def _scales_below(x: Expr) -> int:
-    return sum(1 for _, _, factor in layout.views(x, ((),) * (x.rank or 0)) if factor != 1.0)
-
-
-def _outer_parts(heads: Sequence[layout.Atom]) -> bool:
-    """Return whether only inner parts of the head axis are broadcast: query head i reads key head i // group."""
-    paths = [a.name[len(a.letter) :] for a in heads]
-    before = [path[:i] + str(d) for path in paths for i, digit in enumerate(path) for d in range(int(digit))]
-    return all(any(path.startswith(outer) for path in paths) for outer in before)
-
-
-def _volume(axis: layout.Axis) -> float:
-    total = 1
-    for a in axis:
-        total *= a.size if isinstance(a.size, int) else 1 << 20
-    return float(total)
-
-
-def _queries(found: tuple[Expr, layout.Axes], frame: Frame) -> _Choice:
-    choices = [c for c in _choices(found, (frame.b, frame.h, frame.s)) if c.lead == frame.h]
-    if not choices:
-        raise Unreadable("the layout of the queries cannot be brought to [b h s d]", found[0])
-    return min(choices, key=lambda c: c.cost)
-
-
-def _keys_and_values(
-    k: tuple[Expr, layout.Axes], v: tuple[Expr, layout.Axes], frame: Frame
-) -> tuple[_Choice, _Choice, layout.Axis]:
-    """Return keys and values read with the same, smallest number of heads."""
-    axes = (frame.b, frame.h, frame.t)
-    keys, values = _choices(k, axes), _choices(v, axes, through_scales=False)
-    for heads in sorted({c.lead for c in keys}, key=_volume):
-        pair = [[c for c in side if _same_heads(c.lead, heads)] for side in (keys, values)]
-        if all(pair):
-            best = [min(side, key=lambda c: c.cost) for side in pair]
-            return best[0], best[1], heads
-    raise Unreadable("keys and values cannot be brought to [b g t d] with one number of heads", v[0])
-
-
-def _same_heads(a: layout.Axis, b: layout.Axis) -> bool:
-    return [(x.name, x.size) for x in a] == [(x.name, x.size) for x in b]
-
-
-def _check_heads(softmax: Expr, heads: Dim, kv_heads: Dim) -> None:
-    if heads == kv_heads:
-        return
-    if not isinstance(heads, int) or not isinstance(kv_heads, int) or heads % kv_heads:
-        raise Unreadable(f"{heads} query heads are not a multiple of {kv_heads} key heads", softmax)
-
-
-def _size(axis: layout.Axis) -> Dim:
-    total: Dim = 1
-    for a in axis:
-        total = total * a.size
-    return total
-
-
-def _last(found: tuple[Expr, layout.Axes]) -> Dim | None:
-    return next((a.size for axis in found[1] for a in axis if a.name in "de"), None)

@@ -15,8 +15,9 @@ from rewriter.inputs import Case
 from rewriter.plan import Plan
 from rewriter.report import SiteError
 from runtime_ops import interpret
+from runtime_ops.bodies import Bodies
 from runtime_ops.spec import DOMAIN, VERSION
-from runtime_ops.to_onnx import Bodies, Writer
+from runtime_ops.to_onnx import Writer
 from runtime_ops.words import Expr
 
 STRUCTURAL = 1e-6  # plan against region, both in float64: only constants are rounded to float32

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from runtime_ops import interpret, to_onnx
+from runtime_ops import bodies, interpret
 from runtime_ops.dims import Dim
 from runtime_ops.shapes import broadcast_dim
 from runtime_ops.words import Expr, make, symbol
@@ -137,7 +137,7 @@ class OpSpec:
         if dtype != np.float32:
             result = make("cast", result, to=dtype)
         names = [a.name for a in self.attributes if attrs.get(a.name) is not None]
-        return to_onnx.function(DOMAIN, self.name, overload, inputs, result, names, opset)
+        return bodies.function(DOMAIN, self.name, overload, inputs, result, names, opset)
 
     def _symbols(self, present: Signature) -> list[Expr | None]:
         return [symbol(i.name, *present[i.name]) if i.name in present else None for i in self.inputs]

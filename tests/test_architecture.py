@@ -27,7 +27,8 @@ ONNX_IR = {
     "rewriter/hosts/onnx_opaque.py": "its rows for operators that say no word",
     "rewriter/site_check.py": "cuts a site out into a model of its own to run it",
     "rewriter/doctor.py": "builds the one-node model that it runs",
-    "runtime_ops/to_onnx.py": "writes function bodies",
+    "runtime_ops/to_onnx.py": "spells words as nodes",
+    "runtime_ops/bodies.py": "writes function bodies",
     "runtime_ops/spec.py": "the type of a function body",
 }
 TORCH = {"runtime_ops/cuda.py": "takes torch tensors; imports torch when first called"}

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from rewriter.hosts import onnx_opaque, onnx_read
 from rewriter.hosts.onnx_fused import FUSED, Unfit
+from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.words import WORDS, Expr, symbol
@@ -168,7 +169,7 @@ def _declared_dim(value: ir.Value, axis: int, length: int | ir.SymbolicDim) -> D
 
 def element(value: ir.Value) -> np.dtype[Any] | None:
     """Return the element type that a model declares for a value."""
-    return onnx_read.numpy_type(value.dtype)
+    return numpy_type(value.dtype)
 
 
 def _refine(shape: tuple[Dim, ...] | None, value: ir.Value) -> tuple[Dim, ...] | None:
@@ -188,7 +189,7 @@ def _initializer(value: ir.Value) -> Expr:
 
 def _tensor(tensor: ir.TensorProtocol, handle: ir.Value) -> Expr:
     shape = tuple(int(d) for d in tensor.shape)  # type: ignore[arg-type]
-    dtype = onnx_read.numpy_type(tensor.dtype)
+    dtype = numpy_type(tensor.dtype)
     small = dtype is not None and tensor.size <= _KNOWN_LIMIT
     return Expr("const", (), {}, shape, dtype, tensor.numpy() if small else None, handle)
 

@@ -11,8 +11,9 @@ from onnx_ir.passes import common as passes
 from rewriter.hosts.onnx import OnnxGraphs
 from rewriter.plan import Plan
 from rewriter.quiet_gc import quiet_gc
+from runtime_ops.bodies import Bodies
 from runtime_ops.spec import DOMAIN, VERSION
-from runtime_ops.to_onnx import Bodies, Writer
+from runtime_ops.to_onnx import Writer
 
 _FUNCTIONS_SINCE, _OVERLOADS_SINCE = 8, 10  # IR versions
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from rewriter.hosts.onnx_read import Args, Row, attr
+from rewriter.hosts.onnx_row import Args, Row, attr
 from runtime_ops.dims import divide
 from runtime_ops.words import Expr, const, dim, make, reshape
 

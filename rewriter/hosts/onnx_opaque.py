@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts.onnx_row import Args
 from runtime_ops.dims import Dim
-from runtime_ops.words import Expr, make
-
-Args = Sequence["Expr | None"]
+from runtime_ops.words import make
 
 # Opaque operators whose first output has the shape of the input of this index.
 SHAPE_OF_INPUT: dict[str, int] = {

@@ -1,0 +1,64 @@
+"""READ for ONNX operators that are products in disguise: Gemm, Einsum, and quotients that are a softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from rewriter.hosts.onnx_row import Args, attr
+from runtime_ops.words import Expr, const, make
+
+
+def gemm(node: ir.Node, args: Args, opset: int) -> Expr:
+    """Read a Gemm as a product and a sum."""
+    a, b = args[0], args[1]
+    if attr(node, "transA", 0):
+        a = make("transpose", a, perm=(1, 0))  # type: ignore[arg-type]
+    if attr(node, "transB", 0):
+        b = make("transpose", b, perm=(1, 0))  # type: ignore[arg-type]
+    out = make("matmul", a, b)  # type: ignore[arg-type]
+    alpha, beta = attr(node, "alpha", 1.0), attr(node, "beta", 1.0)
+    if alpha != 1.0:
+        out = make("mul", out, const(alpha, out.dtype))
+    bias = args[2] if len(args) > 2 else None
+    if bias is None:
+        return out
+    return make("add", out, bias if beta == 1.0 else make("mul", bias, const(beta, bias.dtype)))
+
+
+def quotient(node: ir.Node, args: Args, opset: int) -> Expr:
+    """Read a quotient; exponentials over their own sum are a softmax."""
+    x, total = args
+    plain = make("div", x, total)  # type: ignore[arg-type]
+    if x is None or total is None or x.word != "exp" or total.word != "sum" or total.args[0] is not x:
+        return plain
+    axes, inner = total.attrs["axes"], x.args[0]
+    if len(axes) != 1 or not total.attrs.get("keepdims", True):
+        return plain
+    shift = inner.args[1] if inner.word == "sub" else None
+    if shift is not None and shift.word == "amax" and shift.args[0] is inner.args[0] and shift.attrs["axes"] == axes:
+        inner = inner.args[0]
+    return make("softmax", inner, axis=axes[0])
+
+
+def einsum(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read an Einsum of two tensors that contracts one letter as a matrix product between permutations."""
+    terms, _, result = attr(node, "equation").replace(" ", "").partition("->")
+    if len(args) != 2 or "." in terms or any(len(set(t)) != len(t) for t in terms.split(",")):
+        return None
+    left, right = terms.split(",")
+    out = result or "".join(sorted(x for x in set(left + right) if (left + right).count(x) == 1))
+    both = [x for x in left if x in right and x in out]
+    inner = [x for x in left if x in right and x not in out]
+    mine, yours = ([x for x in one if x in out and x not in other] for one, other in ((left, right), (right, left)))
+    if not len(inner) == len(mine) == len(yours) == 1 or len(both) + 2 != len(out):
+        return None
+    a = _permuted(args[0], left, [*both, *mine, *inner])  # type: ignore[arg-type]
+    b = _permuted(args[1], right, [*both, *inner, *yours])  # type: ignore[arg-type]
+    return _permuted(make("matmul", a, b), "".join([*both, *mine, *yours]), list(out))
+
+
+def _permuted(x: Expr, have: str, want: Sequence[str]) -> Expr:
+    perm = tuple(have.index(letter) for letter in want)
+    return x if perm == tuple(range(len(have))) else make("transpose", x, perm=perm)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -85,20 +84,11 @@ def _own_up(error: Exception) -> int:
 def emit(report: Report, *, as_json: bool) -> None:
     """Print a report on standard output, as JSON and nothing else or as tables."""
     if as_json:
-        print(json.dumps(standard(report.to_dict()), indent=2, ensure_ascii=False))
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
         from rewriter import render
 
         sys.stdout.write(render.text(report))
-
-
-def standard(value: Any) -> Any:
-    """Return value with null for NaN and infinities, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: standard(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [standard(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

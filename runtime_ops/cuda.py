@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime_ops.kernels import _MAX_RANK, LibraryError, _Tensor, _TopKAttention
+from runtime_ops.kernels import _MAX_RANK, LibraryError, _Tensor, _TopKAttention, find_library
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +41,8 @@ Scratch = Callable[[int], int]  # bytes to the address of that much scratch memo
 
 
 def library_path() -> Path | None:
-    """Where the CUDA library lies, or None where this installation has none."""
-    named = os.environ.get("GRAFT_CUDA_LIBRARY")
-    path = Path(named) if named else Path(__file__).with_name("libruntime_ops_cuda.so")
-    return path if path.is_file() else None
+    """Return where the CUDA library lies, or None where this installation has none."""
+    return find_library("GRAFT_CUDA_LIBRARY", "libruntime_ops_cuda.so")
 
 
 def load() -> ctypes.CDLL:

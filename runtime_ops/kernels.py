@@ -18,6 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+import runtime_ops
+
 ABI_VERSION = 1
 _DISTRIBUTION = "attn-graft"
 _DTYPES = {
@@ -75,10 +77,16 @@ class _Pool(ctypes.Structure):
 
 
 def library_path() -> Path | None:
-    """Where the kernel library lies, or None where this installation has none."""
-    named = os.environ.get("GRAFT_LIBRARY")
-    path = Path(named) if named else Path(__file__).with_name("libruntime_ops.so")
-    return path if path.is_file() else None
+    """Return where the kernel library lies, or None where this installation has none."""
+    return find_library("GRAFT_LIBRARY", "libruntime_ops.so")
+
+
+def find_library(variable: str, name: str) -> Path | None:
+    """Return the file that an environment variable names, or that lies in this package; None if there is none."""
+    named = os.environ.get(variable)
+    # an editable install keeps what it built in a folder of its own, which is part of the package's path
+    paths = [Path(named)] if named else [Path(folder) / name for folder in runtime_ops.__path__]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def load() -> ctypes.CDLL:

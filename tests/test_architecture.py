@@ -24,7 +24,6 @@ ONNX_IR = {
     "rewriter/recipe.py": "takes and returns models; the pipeline around the host",
     "rewriter/proof.py": "saves the models that it compares",
     "rewriter/reading.py": "opens what is to be read, a file or a model in memory",
-    "rewriter/hosts/onnx_opaque.py": "its rows for operators that say no word",
     "rewriter/site_check.py": "cuts a site out into a model of its own to run it",
     "rewriter/doctor.py": "builds the one-node model that it runs",
     "runtime_ops/to_onnx.py": "spells words as nodes",

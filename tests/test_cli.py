@@ -70,7 +70,7 @@ def parsed(text: str) -> Any:
 
 
 def plain(report: rewriter.report.Report) -> Any:
-    return console.standard(report.to_dict())
+    return report.to_dict()
 
 
 def test_json_is_the_api_s(graft: Graft, model: Path, fast: Path) -> None:

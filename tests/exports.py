@@ -1,0 +1,207 @@
+"""Exports a row of families.py to ONNX, once, and makes inputs for it. Nothing here knows a family.
+
+Beside every file lies a JSON file: its arguments, or the error of an exporter that cannot export the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from families import Case
+
+Feeds = dict[str, np.ndarray]
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arg:
+    """An input: axes that are words are free, and named so in the exported file."""
+
+    name: str
+    shape: Sequence[str | int]
+    kind: str  # "ids" | "mask" | "float"
+
+
+IDS = Arg(name="input_ids", shape=("batch", "length"), kind="ids")
+MASK = Arg(name="attention_mask", shape=("batch", "length"), kind="mask")
+TARGET = Arg(name="decoder_input_ids", shape=("batch", "target"), kind="ids")
+PIXELS = Arg(name="pixel_values", shape=("images", 3, 32, 32), kind="float")
+INPUTS: Mapping[str, Sequence[Arg]] = {
+    "text": (IDS, MASK),
+    "past": (IDS, Arg(name="attention_mask", shape=("batch", "total"), kind="mask")),  # and past keys and values
+    "seq2seq": (IDS, MASK, TARGET),
+    "speech2text": (Arg(name="input_features", shape=("batch", 16, 40), kind="float"), TARGET),
+    "wave": (Arg(name="input_values", shape=("batch", "samples"), kind="float"),),
+    "image": (PIXELS,),
+    "text+image": (IDS, MASK, PIXELS),
+}
+# Sizes no two of which agree, and no multiples of each other, so that no axis is taken for another.
+TRACED: Sizes = {"batch": 2, "length": 9, "past": 5, "total": 14, "target": 7, "images": 3, "samples": 401}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Sizes to run a file at, and on which side the shorter sequences of a batch are padded."""
+
+    batch: int
+    length: int
+    past: int
+    pad: str | None = None
+
+    def sizes(self) -> Sizes:
+        b, s, p = self.batch, self.length, self.past
+        return {"batch": b, "length": s, "past": p, "total": p + s, "target": s + 2, "images": b, "samples": 300 + 7 * s}
+
+
+RUNS = (
+    Run(batch=1, length=1, past=1),
+    Run(batch=1, length=23, past=3),
+    Run(batch=3, length=13, past=11, pad="left"),
+    Run(batch=2, length=16, past=8, pad="right"),
+)
+
+
+def feeds(args: Sequence[Arg], sizes: Sizes, pad: str | None = None) -> Feeds:
+    """Make inputs of the given sizes; the first sequence of a batch is whole, the others are padded."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for arg in args:
+        shape = tuple(sizes[d] if isinstance(d, str) else d for d in arg.shape)
+        if arg.kind == "ids":
+            made[arg.name] = rng.integers(3, 96, shape)
+        elif arg.kind == "mask":
+            made[arg.name] = _mask(rng, shape, pad)
+        else:
+            made[arg.name] = rng.standard_normal(shape, np.float32)
+    return made
+
+
+def _mask(rng: np.random.Generator, shape: tuple[int, ...], pad: str | None) -> np.ndarray:
+    lengths = np.array([shape[1], *rng.integers(1, shape[1], shape[0] - 1)]) if pad else np.full(shape[0], shape[1])
+    mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
+    return mask[:, ::-1].copy() if pad == "left" else mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported file and its arguments, or why there is none."""
+
+    path: Path
+    args: Sequence[Arg]
+    error: str | None
+
+
+def folder(otherwise: Path) -> Path:
+    """Return where exports are kept: GRAFT_EXPORTS lets several runs share them."""
+    path = Path(os.environ.get("GRAFT_EXPORTS") or otherwise)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def exported(case: Case, into: Path) -> Exported:
+    """Export a case, unless the same case was exported by the same versions before."""
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "onnx")]
+    key = hashlib.sha256(json.dumps([asdict(case), versions], sort_keys=True).encode()).hexdigest()[:8]
+    path = into / f"{case.name}-{key}.onnx"
+    note = path.with_suffix(".json")
+    if not note.exists():
+        error, args = None, INPUTS[case.family.inputs]
+        try:
+            args = _export(case, path)
+        except Exception as failure:  # noqa: BLE001 - an exporter may fail in any way; the sweep goes on and says so
+            error = f"{type(failure).__name__}: {str(failure).strip().splitlines()[0] if str(failure) else ''}"[:300]
+        note.write_text(json.dumps({"args": [asdict(arg) for arg in args], "error": error}), encoding="utf-8")
+    noted = json.loads(note.read_text(encoding="utf-8"))
+    return Exported(path=path, args=[Arg(**arg) for arg in noted["args"]], error=noted["error"])
+
+
+def _export(case: Case, path: Path) -> Sequence[Arg]:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    cls = getattr(transformers, case.family.model)
+    model = cls._from_config(cls.config_class(**case.family.config), attn_implementation=case.implementation).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)  # nothing stays zero, and no scale stays one
+    args = [*INPUTS[case.family.inputs]]
+    if case.family.inputs == "past":
+        args += _past(model)
+    wrapped = _wrapper([arg.name for arg in args], model)
+    traced = feeds(args, TRACED)
+    values = tuple(torch.from_numpy(traced[arg.name]) for arg in args)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            wrapped,
+            values,
+            str(path),
+            input_names=[arg.name for arg in args],
+            opset_version=case.exporter.opset,
+            dynamo=case.exporter.name == "dynamo",
+            external_data=False,
+            **_dynamic(case.exporter.name, args),
+        )
+    return args
+
+
+def _past(model: Any) -> list[Arg]:
+    """Ask the model itself how its keys and values look."""
+    import torch
+
+    with torch.no_grad():
+        cache = model(input_ids=torch.full((1, 3), 5), use_cache=True).past_key_values
+    shapes = [("batch", layer.keys.shape[1], "past", layer.keys.shape[3]) for layer in cache.layers]
+    return [
+        Arg(name=f"past.{i}.{what}", shape=shape, kind="float")
+        for i, shape in enumerate(shapes)
+        for what in ("key", "value")
+    ]
+
+
+def _wrapper(names: Sequence[str], model: Any) -> Any:
+    import torch
+    from transformers import DynamicCache
+
+    class Wrapped(torch.nn.Module):
+        """Tensors in, tensors out: the first result and, with past, the new keys and values."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: Any) -> Any:
+            given = {name: x for name, x in zip(names, values, strict=True) if not name.startswith("past.")}
+            past = values[len(given) :]
+            if not past:
+                return self.model(**given)[0]
+            pairs = list(zip(past[::2], past[1::2], strict=True))
+            cache = DynamicCache(ddp_cache_data=pairs)
+            out = self.model(**given, past_key_values=cache, use_cache=True)
+            return out.logits, *(x for layer in cache.layers for x in (layer.keys, layer.values))
+
+    return Wrapped().eval()
+
+
+def _dynamic(exporter: str, args: Sequence[Arg]) -> Mapping[str, object]:
+    """Name the free axes; each exporter has its own way to say so."""
+    if exporter == "torchscript":
+        axes = {arg.name: {i: d for i, d in enumerate(arg.shape) if isinstance(d, str)} for arg in args}
+        return {"dynamic_axes": axes}
+    import torch
+
+    words = {d for arg in args for d in arg.shape if isinstance(d, str)}
+    # the exporter works out by itself that total = past + length
+    dims = {word: torch.export.Dim.AUTO if word == "total" else torch.export.Dim(word, max=4096) for word in words}
+    shapes = tuple({i: dims[d] for i, d in enumerate(arg.shape) if isinstance(d, str)} for arg in args)
+    return {"dynamic_shapes": {"values": shapes}}

@@ -3,8 +3,8 @@
 The command finds this module through the entry-point group ``graft.patterns``; another package can add its own.
 """
 
-from patterns import attention
+from patterns import attention, feed_forward
 from patterns.rules import exact_attention, topk_attention
 
-READERS = (attention.read,)
+READERS = (attention.read, feed_forward.read)
 RULES = (exact_attention.RULE, topk_attention.RULE)

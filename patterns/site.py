@@ -84,6 +84,40 @@ class AttentionSite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeedForwardSite:
+    """One feed-forward block of a graph: ``out = (activation(x·w_in + b_in) [· (x·w_up + b_up)]) · w_out``.
+
+    Attributes:
+        activation: which, decided by its numbers.
+        gated: whether a second projection multiplies the activation.
+        model_width, inner_width: lengths m and f.
+        bias_in: whether the first product has a bias.
+        x, out: the tensors between which the block lies; ``out`` before the second bias.
+        node: the node of the second product.
+        steps: how it was read.
+    """
+
+    anchor: str
+    activation: str
+    gated: bool
+    model_width: Dim | None
+    inner_width: Dim | None
+    bias_in: bool
+    x: Expr = field(compare=False)
+    out: Expr = field(compare=False)
+    node: Any = field(compare=False)
+    steps: Sequence[Step] = field(compare=False, default=())
+
+    kind = "feed-forward"
+
+    @property
+    def reads_as(self) -> str:
+        """The block as a formula."""
+        inner = f"{self.activation}(x·w{' + b' if self.bias_in else ''})"
+        return f"({inner} ⊙ x·u)·w_out" if self.gated else f"{inner}·w_out"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decline:
     """Why an anchor was not read as a site: a sentence, the node, and how far the reader got."""
 

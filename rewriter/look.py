@@ -29,17 +29,20 @@ def show(model: ModelLike) -> ShowReport:
 
 
 def _row(name: str, site: Any) -> SiteRow:
+    """Return the row of a site; what its kind does not have is None."""
     return SiteRow(
         id=name,
         kind=site.kind,
         reads_as=site.reads_as,
-        heads=_number(site.heads),
-        kv_heads=_number(site.kv_heads),
-        head_width=_number(site.head_width),
-        value_width=_number(site.value_width),
-        scale=site.scale,
-        mask=site.mask,
-        softcap=site.softcap,
+        heads=_number(getattr(site, "heads", None)),
+        kv_heads=_number(getattr(site, "kv_heads", None)),
+        head_width=_number(getattr(site, "head_width", None)),
+        value_width=_number(getattr(site, "value_width", None)),
+        scale=getattr(site, "scale", None),
+        mask=getattr(site, "mask", None),
+        softcap=getattr(site, "softcap", None),
+        model_width=_number(getattr(site, "model_width", None)),
+        inner_width=_number(getattr(site, "inner_width", None)),
         anchor=site.anchor,
     )
 

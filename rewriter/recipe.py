@@ -132,7 +132,7 @@ class _Job:
         """Return what was done."""
         return ApplyReport(
             model=name_of(self.model),
-            sites=len(reading.sites),
+            sites=sum(any(rule.on == site.kind for rule in self.rules) for site in reading.sites.values()),
             rewritten=len(edit.plans),
             declined=edit.refused,
             kernels={site: choice.kernel(plan) for site, plan in edit.plans.items()},

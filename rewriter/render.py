@@ -106,7 +106,9 @@ def _show(report: ShowReport) -> Iterable[RenderableType]:
 
 def _site(row: SiteRow) -> Sequence[str]:
     heads, width = _pair(row.heads, row.kv_heads), _pair(row.head_width, row.value_width)
-    return (row.id, row.reads_as, heads, width, row.mask, row.anchor)
+    if row.inner_width is not None:
+        heads, width = "", _pair(row.model_width, row.inner_width)
+    return (row.id, row.reads_as, heads, width, row.mask or "", row.anchor)
 
 
 def _pair(one: int | None, other: int | None) -> str:

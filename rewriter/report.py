@@ -46,8 +46,10 @@ class SiteRow(Report):
     head_width: int | None
     value_width: int | None
     scale: float | None
-    mask: str
+    mask: str | None
     softcap: float | None
+    model_width: int | None
+    inner_width: int | None
     anchor: str  # name of the anchor node
 
 

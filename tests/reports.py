@@ -37,6 +37,8 @@ SITE = SiteRow(
     value_width=None,
     scale=0.125,
     mask="bias [b 1 1 t]",
+    model_width=None,
+    inner_width=None,
     softcap=None,
     anchor=ANCHOR,
 )

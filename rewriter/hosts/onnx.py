@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts import onnx_opaque, onnx_read
+from rewriter.hosts.onnx_activation import ACTIVATIONS
 from rewriter.hosts.onnx_fused import FUSED, Unfit
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
@@ -99,7 +100,8 @@ class OnnxGraphs:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if node.op_type == "Constant" and not domain:
             return [_constant(node)]
-        row = FUSED.get((domain, node.op_type)) or (None if domain else onnx_read.READ.get(node.op_type))
+        key = (domain, node.op_type)
+        row = FUSED.get(key) or ACTIVATIONS.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
         if row is None or any(a is None for a in args[: _needed(node.op_type)]):
             return []
         try:
@@ -209,7 +211,7 @@ def _constant(node: ir.Node) -> Expr:
 
 
 def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int, why: str | None) -> Expr:
-    shape = onnx_opaque.opaque_shape(node, args) if index == 0 else None
+    shape = onnx_opaque.opaque_shape(node, args, index)
     given = tuple(a for a in args if a is not None)
     dtype = element(value) or (onnx_opaque.opaque_type(node, args) if index == 0 else None)
     return Expr("opaque", given, {"op": node.op_type, "why": why}, _refine(shape, value), dtype, None, value)

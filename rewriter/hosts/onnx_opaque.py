@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from rewriter.hosts.onnx_row import Args
 from runtime_ops.dims import Dim
-from runtime_ops.words import make
 
 # Opaque operators whose first output has the shape of the input of this index.
 SHAPE_OF_INPUT: dict[str, int] = {
@@ -61,14 +60,14 @@ SHAPE_OF_INPUT: dict[str, int] = {
 }
 
 
-def opaque_shape(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
-    """Return the shape of an opaque operator's first output where it is plain."""
-    if node.op_type == "MatMulInteger" and args[0] is not None and args[1] is not None:
-        return make("matmul", args[0], args[1]).shape
+def opaque_shape(node: ir.Node, args: Args, index: int) -> tuple[Dim, ...] | None:
+    """Return the shape of an opaque operator's output where it is plain."""
+    if index > 0:
+        return () if node.op_type == "DynamicQuantizeLinear" else None
     if node.op_type == "Tile":
         return _tiled(args)
-    index = SHAPE_OF_INPUT.get(node.op_type)
-    source = args[index] if index is not None and index < len(args) else None
+    which = SHAPE_OF_INPUT.get(node.op_type)
+    source = args[which] if which is not None and which < len(args) else None
     return None if source is None else source.shape
 
 

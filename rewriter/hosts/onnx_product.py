@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts.onnx_row import Args, attr
@@ -25,6 +26,16 @@ def gemm(node: ir.Node, args: Args, opset: int) -> Expr:
     if bias is None:
         return out
     return make("add", out, bias if beta == 1.0 else make("mul", bias, const(beta, bias.dtype)))
+
+
+def integer_product(node: ir.Node, args: Args, opset: int) -> Expr:
+    """Read a MatMulInteger: a product of integers, each less its zero point."""
+    whole = np.dtype(np.int32)
+    sides = [make("cast", x, to=whole) for x in args[:2] if x is not None]
+    for i, zero in enumerate(args[2:4]):
+        if zero is not None:
+            sides[i] = make("sub", sides[i], make("cast", zero, to=whole))
+    return make("matmul", *sides)
 
 
 def quotient(node: ir.Node, args: Args, opset: int) -> Expr:

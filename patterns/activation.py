@@ -1,0 +1,95 @@
+"""Which activation a pointwise subgraph is: decided by its numbers, not by its spelling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from runtime_ops import interpret
+from runtime_ops.words import Expr
+
+_GRID = np.concatenate([np.linspace(-8.0, 8.0, 161), np.linspace(-0.5, 0.5, 21)])
+_CLOSE = 2e-6  # constants of exporters have float32 digits; tanh-GELU and erf-GELU differ by 4e-4
+
+
+def _erf(z: np.ndarray) -> np.ndarray:
+    return np.asarray([math.erf(x) for x in z.ravel()]).reshape(z.shape)
+
+
+def _gelu(z: np.ndarray) -> np.ndarray:
+    return 0.5 * z * (1 + _erf(z / math.sqrt(2)))
+
+
+def _gelu_tanh(z: np.ndarray) -> np.ndarray:
+    return 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": lambda z: np.maximum(z, 0),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "gelu_quick": lambda z: z * _sigmoid(1.702 * z),
+    "silu": lambda z: z * _sigmoid(z),
+    "relu_squared": lambda z: np.maximum(z, 0) ** 2,
+    "mish": lambda z: z * np.tanh(np.log1p(np.exp(z))),
+}
+
+
+def name(result: Expr, z: Expr) -> str | None:
+    """Return the activation that computes ``result`` from ``z``, None if it is none of ``ACTIVATIONS``."""
+    values = _evaluate(result, {z: _GRID})
+    return None if values is None else _match(values)
+
+
+def gated(result: Expr, first: Expr, second: Expr) -> tuple[str, Expr, Expr] | None:
+    """Return (activation, gate, up) if ``result`` is activation(gate) · up for the two tensors in some order."""
+    for gate, up in ((first, second), (second, first)):
+        once, twice, none = (_evaluate(result, {gate: _GRID, up: np.full_like(_GRID, u)}) for u in (1.0, 2.0, 0.0))
+        if once is None or twice is None or none is None:
+            return None
+        found = _match(once)
+        if found is not None and np.allclose(twice, 2 * once, atol=_CLOSE) and np.allclose(none, 0, atol=_CLOSE):
+            return found, gate, up
+    return None
+
+
+def _match(values: np.ndarray) -> str | None:
+    return next((n for n, f in ACTIVATIONS.items() if np.allclose(values, f(_GRID), rtol=_CLOSE, atol=_CLOSE)), None)
+
+
+def _evaluate(result: Expr, given: Mapping[Expr, np.ndarray]) -> np.ndarray | None:
+    """Return a pointwise expression on a grid; views are followed as if the grid had their shape."""
+    order = interpret.topological(result, lambda e: e in given or e.number() is not None)
+    done: dict[int, np.ndarray] = {}
+    with np.errstate(all="ignore"):
+        for node in order:
+            value = _one(node, given, done)
+            if value is None:
+                return None
+            done[id(node)] = value
+    return done[id(result)]
+
+
+def _one(node: Expr, given: Mapping[Expr, np.ndarray], done: Mapping[int, np.ndarray]) -> np.ndarray | None:
+    if node in given:
+        return given[node]
+    if node.number() is not None:
+        return np.asarray(node.number())
+    if node.word in VIEWS:
+        return done[id(node.args[0])]
+    if node.word == "opaque" and node.attrs["op"] in _OPAQUE:
+        return _OPAQUE[node.attrs["op"]](done[id(node.args[0])])
+    return np.asarray(interpret.EVAL[node.word]([done[id(a)] for a in node.args], node.attrs))
+
+
+VIEWS = ("reshape", "transpose", "unsqueeze", "squeeze", "cast")
+_OPAQUE: dict[str, Callable[[np.ndarray], np.ndarray]] = {"Softplus": lambda z: np.log1p(np.exp(z))}
+_ARITHMETIC = ("add", "sub", "mul", "div", "pow", "max", "min", "neg", "exp", "log", "sqrt")
+POINTWISE = frozenset((*_ARITHMETIC, "tanh", "erf", "sigmoid", "relu", "where", "lt", "le"))
+POINTWISE_OPS = frozenset(_OPAQUE)

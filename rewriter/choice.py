@@ -26,13 +26,16 @@ class Edit:
     refused: list[Refusal] = field(default_factory=list)
 
 
-def choose(reading: Reading, rules: Sequence[Rule], selected: set[str], barred: Mapping[str, str]) -> Edit:
-    """Return the first rule of those asked for that takes each selected site; ``barred`` sites are refused."""
+def choose(reading: Reading, rules: Sequence[Rule], selected: set[str], barred: Mapping[tuple[str, str], str]) -> Edit:
+    """Return the first rule of those asked for that takes each selected site.
+
+    ``barred`` holds the sites and rules that failed their proof, and why.
+    """
     edit = Edit()
-    for name in sorted(selected, key=list(reading.sites).index):
+    for name in (n for n in reading.sites if n in selected):
         site = reading.sites[name]
         for rule in (r for r in rules if r.on == site.kind):
-            why = barred.get(name) or rule.why_not(site, rule.given)
+            why = barred.get((name, rule.name)) or rule.why_not(site, rule.given)
             if why is not None:
                 edit.refused.append(Refusal(site=name, rule=rule.name, reason=why))
                 continue

@@ -102,7 +102,7 @@ class _Job:
 
     def run(self, folder: Path, check: bool, strict: bool, expect: int | None) -> ApplyReport:
         """Edit and prove until every rewritten site passes; files of the result are left in ``folder``."""
-        barred: dict[str, str] = {}
+        barred: dict[tuple[str, str], str] = {}
         rolled_back: list[str] = []
         while True:
             reading = read(open_any(self.model))
@@ -120,7 +120,7 @@ class _Job:
                     onnx_edit.lower(reading.graphs, edit.plans)
                     bad = choice.still_computed(reading, edit)
                 if bad:
-                    barred.update(bad)
+                    barred.update({(site, edit.rules[site].name): why for site, why in bad.items()})
                     rolled_back += bad
                     continue
                 name = self.output.name if self.output is not None else "result.onnx"

@@ -19,7 +19,7 @@ def _erf(z: np.ndarray) -> np.ndarray:
 
 
 def _gelu(z: np.ndarray) -> np.ndarray:
-    return 0.5 * z * (1 + _erf(z / math.sqrt(2)))
+    return np.asarray(0.5 * z * (1 + _erf(z / math.sqrt(2))))
 
 
 def _gelu_tanh(z: np.ndarray) -> np.ndarray:

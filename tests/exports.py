@@ -59,7 +59,15 @@ class Run:
 
     def sizes(self) -> Sizes:
         b, s, p = self.batch, self.length, self.past
-        return {"batch": b, "length": s, "past": p, "total": p + s, "target": s + 2, "images": b, "samples": 300 + 7 * s}
+        return {
+            "batch": b,
+            "length": s,
+            "past": p,
+            "total": p + s,
+            "target": s + 2,
+            "images": b,
+            "samples": 300 + 7 * s,
+        }
 
 
 RUNS = (
@@ -118,10 +126,17 @@ def exported(case: Case, into: Path) -> Exported:
         try:
             args = _export(case, path)
         except Exception as failure:  # noqa: BLE001 - an exporter may fail in any way; the sweep goes on and says so
-            error = f"{type(failure).__name__}: {str(failure).strip().splitlines()[0] if str(failure) else ''}"[:300]
+            error = _root(failure)
         note.write_text(json.dumps({"args": [asdict(arg) for arg in args], "error": error}), encoding="utf-8")
     noted = json.loads(note.read_text(encoding="utf-8"))
     return Exported(path=path, args=[Arg(**arg) for arg in noted["args"]], error=noted["error"])
+
+
+def _root(failure: BaseException) -> str:
+    """Return the first line of the error that started it all."""
+    while failure.__cause__ is not None:
+        failure = failure.__cause__
+    return f"{type(failure).__name__}: {next(iter(str(failure).strip().splitlines()), '')}"[:300]
 
 
 def _export(case: Case, path: Path) -> Sequence[Arg]:

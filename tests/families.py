@@ -103,6 +103,7 @@ DEBERTA: Config = {
     "position_biased_input": False,
     "type_vocab_size": 0,
 }
+XLNET: Config = {"vocab_size": 96, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128}
 SWIN: Config = {
     "image_size": 32,
     "patch_size": 2,
@@ -152,7 +153,7 @@ FAMILIES = (
     encoder("deberta", "DebertaModel", DEBERTA, implementations=EAGER),
     encoder("deberta-v2", "DebertaV2Model", DEBERTA, implementations=EAGER),
     encoder("modernbert", "ModernBertModel", {**TEXT, "global_attn_every_n_layers": 2, "local_attention": 8}),
-    encoder("xlnet", "XLNetModel", {**TEXT, "d_inner": 128}, implementations=EAGER),
+    encoder("xlnet", "XLNetModel", XLNET, implementations=EAGER),
     *decoder("gpt2", "GPT2LMHeadModel"),
     *decoder("gpt-neox", "GPTNeoXForCausalLM"),
     *decoder("gptj", "GPTJForCausalLM", {**TEXT, "rotary_dim": 8}, implementations=EAGER),

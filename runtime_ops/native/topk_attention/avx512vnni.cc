@@ -11,7 +11,7 @@ inline void topk8_task(void* state, int64_t index) {
   const Topk8Job& job = *static_cast<Topk8Job*>(state);
   void* space = job.exact.spaces->take();
   if (space == nullptr) return;
-  topk8_block(job, block_at(*job.exact.p, job.exact.block_rows, index), space);
+  topk8_block(job, block_at(*job.exact.p, job.block_rows, index), space);
   job.exact.spaces->give(space);
 }
 
@@ -25,13 +25,13 @@ const char* quantise(const Problem& p, Keys8* keys) {
 }
 
 const char* run_quantised(const Problem& p, const float* norms, const Keys8* keys) {
-  const Selection selection{p.top_k, capacity_for(p.top_k), 0.0f};
-  const int64_t rows = topk_rows(p, selection);
-  Arena in_fp32(nullptr), in_8(nullptr);
-  cut_topk<Avx512>(p, selection, rows, &in_fp32);
-  cut_topk8(p, selection, rows, &in_8);
-  Workspaces spaces(most(in_fp32.bytes(), in_8.bytes()));
-  Topk8Job job{{&p, &spaces, norms, rows, selection}, keys};
+  const Selection in_fp32{p.top_k, capacity_for(p.top_k), 0.0f}, in_8 = selection8(p);
+  const int64_t rows = topk8_rows(p);
+  Arena size_fp32(nullptr), size_8(nullptr);
+  cut_topk<Avx512>(p, in_fp32, rows, &size_fp32);
+  cut_topk8(p, in_8, rows, &size_8);
+  Workspaces spaces(most(size_fp32.bytes(), size_8.bytes()));
+  Topk8Job job{{&p, &spaces, norms, rows, in_fp32}, keys, rows, in_8};
   run_tasks(p, block_count(p, rows), topk8_task, &job);
   return spaces.error();
 }

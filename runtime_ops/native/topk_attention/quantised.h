@@ -12,13 +12,19 @@ namespace {
 
 constexpr int64_t kPanelKeys = 64;
 
-// One (b, g): key j = scale[j] * bytes + mean + an error of at most `error` in norm.
+// One (b, g): key j = scale[j] * unit * bytes + mean + an error of at most `error` in norm.
 struct Keys8 {
   int8_t* bytes;    // [t / 64][d / 4][64][4], padded with zeros
-  float* scale;     // [t]
+  float* scale;     // [t], such that scale * (a query's bytes . a key's bytes) fits 16 bits
   int32_t* offset;  // [t], -128 * the sum of bytes: queries are stored with 128 added
+  uint32_t* spread;  // [t], this key's own error and norm, rounded up to bf16: high and low half
+  float* mean;       // [d]
+  float unit;
   float error, norm;  // the largest error, and the largest norm of a quantised key
+  float mean_norm;
 };
+
+constexpr float kRange8 = 32000.0f;  // scores in 16 bits stay within it, and -32768 stands for a hidden key
 
 inline int64_t quads(const Problem& p) { return ceil_div(p.d, 4); }
 
@@ -28,16 +34,36 @@ inline Keys8 take_keys8(const Problem& p, Arena* arena) {
   keys.bytes = arena->take<int8_t>(t * quads(p) * 4);
   keys.scale = arena->take<float>(t);
   keys.offset = arena->take<int32_t>(t);
-  keys.error = keys.norm = 0.0f;
+  keys.spread = arena->take<uint32_t>(t);
+  keys.mean = arena->take<float>(p.d);
+  keys.unit = keys.error = keys.norm = keys.mean_norm = 0.0f;
   return keys;
+}
+
+template <class V>
+inline float dot(const float* x, const float* y, int64_t n) {
+  typename V::F sum = V::set1(0.0f);
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) sum = V::fma(V::load(x + i), V::load(y + i), sum);
+  float rest = V::reduce_add(sum);
+  for (; i < n; ++i) rest += x[i] * y[i];
+  return rest;
+}
+
+template <class V>
+inline float largest_of(const float* x, int64_t n) {
+  typename V::F high = V::set1(0.0f);
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) high = V::max(V::clear_sign(V::load(x + i)), high);
+  float largest = V::reduce_max(high);
+  for (; i < n; ++i) largest = most(largest, __builtin_fabsf(x[i]));
+  return largest;
 }
 
 // to = round(from / scale) in -127 .. 127, as fp32 in `whole` too; returns the scale.
 template <class V>
 inline float quantise_row(const float* from, int64_t n, int8_t* to, float* whole) {
-  float high = 0.0f;
-  for (int64_t i = 0; i < n; ++i) high = most(high, __builtin_fabsf(from[i]));
-  const float scale = high / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+  const float scale = largest_of<V>(from, n) / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
   for (int64_t i = 0; i < n; ++i) {
     // Adding and subtracting 1.5 * 2^23 rounds; the bounds hold off infinities and NaN.
     const float x = (from[i] * inverse + 0x1.8p23f) - 0x1.8p23f;
@@ -76,6 +102,18 @@ inline void place_key(const Problem& p, int64_t j, const int8_t* row, Keys8* key
   keys->offset[j] = -128 * sum;
 }
 
+inline uint32_t pack_spread(float error, float norm) {
+  return ((to_bits(error) + 0xffffu) & 0xffff0000u) | ((to_bits(norm) + 0xffffu) >> 16);
+}
+
+// No product of bytes exceeds 127 sqrt(d) times the norm of the key's bytes.
+inline void share_unit(const Problem& p, Keys8* keys) {
+  const float high = 127.0f * __builtin_sqrtf(static_cast<float>(p.d)) * keys->norm;
+  keys->unit = high > 0.0f ? high / kRange8 : 1.0f;
+  const float inverse = 1.0f / keys->unit;
+  for (int64_t j = 0; j < p.t; ++j) keys->scale[j] *= inverse;
+}
+
 struct QuantiseJob {
   const Problem* p;
   Workspaces* spaces;
@@ -83,14 +121,13 @@ struct QuantiseJob {
 };
 
 struct QuantiseScratch {
-  float *row, *mean, *whole, *rest;
+  float *row, *whole, *rest;
   int8_t* bytes;
 };
 
 inline QuantiseScratch cut_quantise(const Problem& p, Arena* arena) {
   QuantiseScratch x;
   x.row = arena->take<float>(p.d);
-  x.mean = arena->take<float>(p.d);
   x.whole = arena->take<float>(p.d);
   x.rest = arena->take<float>(p.d);
   x.bytes = arena->take<int8_t>(quads(p) * 4);
@@ -100,14 +137,16 @@ inline QuantiseScratch cut_quantise(const Problem& p, Arena* arena) {
 template <class V>
 inline void quantise_keys(const Problem& p, const Block& k, const QuantiseScratch& x, Keys8* keys) {
   const graft_tensor& from = p.args.k;
-  find_mean<V>(p, k, x.row, x.mean);
+  find_mean<V>(p, k, x.row, keys->mean);
+  keys->mean_norm = largest_norm<V>(keys->mean, p.d, 1, p.d);
   memset(x.bytes, 0, static_cast<size_t>(quads(p) * 4));
   for (int64_t j = 0; j < p.t; ++j) {
     float error, norm;
     widen_row<V>(element(head_data(k, from), from.dtype, j * from.strides[2]), from.dtype, p.d, x.row);
-    for (int64_t i = 0; i < p.d; ++i) x.row[i] -= x.mean[i];
+    for (int64_t i = 0; i < p.d; ++i) x.row[i] -= keys->mean[i];
     keys->scale[j] = quantise_row<V>(x.row, p.d, x.bytes, x.whole);
     measure<V>(x.row, x.whole, keys->scale[j], p.d, x.rest, &error, &norm);
+    keys->spread[j] = pack_spread(error, norm);
     keys->error = error <= keys->error ? keys->error : error;  // a NaN stays
     keys->norm = norm <= keys->norm ? keys->norm : norm;
     place_key(p, j, x.bytes, keys);
@@ -117,6 +156,7 @@ inline void quantise_keys(const Problem& p, const Block& k, const QuantiseScratc
     keys->scale[j] = 0.0f;
     place_key(p, j, x.bytes, keys);
   }
+  share_unit(p, keys);
 }
 
 template <class V>

@@ -63,29 +63,21 @@ def _match(values: np.ndarray) -> str | None:
     return next((n for n, f in ACTIVATIONS.items() if np.allclose(values, f(_GRID), rtol=_CLOSE, atol=_CLOSE)), None)
 
 
-def _evaluate(result: Expr, given: Mapping[Expr, np.ndarray]) -> np.ndarray | None:
-    """Return a pointwise expression on a grid; views are followed as if the grid had their shape."""
-    order = interpret.topological(result, lambda e: e in given or e.number() is not None)
-    done: dict[int, np.ndarray] = {}
+def _evaluate(node: Expr, given: Mapping[Expr, np.ndarray]) -> np.ndarray | None:
+    """Return a pointwise expression on a grid, None if it is none; views are followed as if they had its shape."""
+    number = node.number()
+    if node in given or number is not None:
+        return given[node] if node in given else np.asarray(number)
+    parts = [_evaluate(a, given) for a in (node.args[:1] if node.word in VIEWS else node.args)]
+    values = [v for v in parts if v is not None]
+    if len(values) != len(parts) or not values:
+        return None
     with np.errstate(all="ignore"):
-        for node in order:
-            value = _one(node, given, done)
-            if value is None:
-                return None
-            done[id(node)] = value
-    return done[id(result)]
-
-
-def _one(node: Expr, given: Mapping[Expr, np.ndarray], done: Mapping[int, np.ndarray]) -> np.ndarray | None:
-    if node in given:
-        return given[node]
-    if node.number() is not None:
-        return np.asarray(node.number())
-    if node.word in VIEWS:
-        return done[id(node.args[0])]
-    if node.word == "opaque" and node.attrs["op"] in _OPAQUE:
-        return _OPAQUE[node.attrs["op"]](done[id(node.args[0])])
-    return np.asarray(interpret.EVAL[node.word]([done[id(a)] for a in node.args], node.attrs))
+        if node.word in VIEWS:
+            return values[0]
+        if node.word == "opaque":
+            return _OPAQUE[node.attrs["op"]](values[0]) if node.attrs["op"] in _OPAQUE else None
+        return np.asarray(interpret.EVAL[node.word](values, node.attrs)) if node.word in POINTWISE else None
 
 
 VIEWS = ("reshape", "transpose", "unsqueeze", "squeeze", "cast")

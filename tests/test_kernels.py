@@ -258,6 +258,67 @@ def test_exactly_the_k_best_are_kept(isa: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_of_equal_scores_the_first_keys_are_kept(isa: str) -> None:
+    sample = TIES["integers"] | {"k_top": 37}
+    weights, scores = selection_of(sample, isa)
+    rank = np.argsort(np.argsort(-scores, -1, kind="stable"), -1, kind="stable")
+    seen = scores >= scores.max(-1, keepdims=True) - 80  # further off, a weight is 0
+    assert np.array_equal(weights[seen] > 0, (rank < 37)[seen])
+
+
+def clustered(t: int) -> Sample:
+    """Queries and keys near few centres: scores within a cluster nearly tie."""
+    random = np.random.default_rng(t)
+    centres, sample = random.standard_normal((24, 64)), tensors(h=1, g=1, s=96, t=t, d=64, e=64)
+    near = {x: centres[random.integers(24, size=sample[x].shape[2])] + 0.2 * sample[x] for x in "qk"}
+    return sample | {name: x.astype(np.float32) for name, x in near.items()}
+
+
+def with_channels(sample: Sample, **factors: Array) -> Sample:
+    """The sample with the channels of q or k multiplied."""
+    return sample | {name: (sample[name] * factor).astype(np.float32) for name, factor in factors.items()}
+
+
+WIDE = {"h": 1, "g": 1, "s": 96, "t": 1500, "d": 64, "e": 64}
+CHANNELS = np.where(np.arange(64) == 5, 50.0, 1.0)
+HARD: dict[str, Sample] = {
+    "normal": tensors(**WIDE),
+    "clusters": clustered(1500),
+    "one wide channel": with_channels(tensors(**WIDE), k=CHANNELS),
+    "wide in q and k": with_channels(tensors(**WIDE), k=CHANNELS, q=CHANNELS),
+    "channels of all widths": with_channels(tensors(**WIDE), k=np.exp2(np.arange(64) % 13 - 6.0)),
+    "one silent channel": with_channels(tensors(**WIDE), k=np.where(np.arange(64) == 5, 0.0, 1.0)),
+    "a far mean": tensors(**WIDE) | {"k": tensors(**WIDE)["k"] + 30 * CHANNELS.astype(np.float32)},
+    "a sink and a wide channel": spread(with_channels(tensors(**WIDE), k=CHANNELS, q=1 / CHANNELS), 0, 12.0),
+    "heavy tails": with_channels(tensors(**WIDE), k=np.abs(noise(1, 1, 1500, 1)) ** 3),
+    "every key twice": tensors(**WIDE) | {"k": np.repeat(tensors(**WIDE)["k"][:, :, :750], 2, axis=2)},
+    "several tiles": tensors(h=1, g=1, s=96, t=70000, d=8, e=8),
+    "several tiles, rising": tensors(h=1, g=1, s=8, t=70000, d=8, e=8)
+    | {"k": np.sort(tensors(h=1, g=1, s=8, t=70000, d=8, e=8)["k"], axis=2)},
+    "several tiles, causal": tensors(h=1, g=1, s=64, t=40000, d=8, e=8) | {"causal": True, "past_length": 32740},
+    "several tiles, mask": tensors(h=1, g=1, s=64, t=70000, d=8, e=8) | {"key_mask": chosen(1, 70000, share=0.01)},
+}
+
+
+@pytest.mark.parametrize("k_top", [1, 64, 300])
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("isa", ISAS)
+def test_selection_on_hard_data(isa: str, name: str, k_top: int) -> None:
+    sample = HARD[name] | {"k_top": k_top}
+    q, k = sample["q"].astype(np.float64), sample["k"].astype(np.float64)
+    scores = q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5
+    scores = np.where(visible(sample, scores.shape), scores, -INF)
+    around = np.partition(scores, (-k_top - 1, -k_top), -1)[..., -k_top - 1 : scores.shape[-1] - k_top + 1]
+    clear = around[..., 1] - around[..., 0] > 1e-6 * np.abs(around).max()  # else fp32 may choose either
+    clear |= around[..., 0] == around[..., 1]
+    out, golden = run(sample, isa=isa), attention(sample, np.float64)[0]
+    assert clear.mean() > 0.5
+    plain = attention(sample, np.float32)[0]
+    allowed = 1e-5 * np.abs(golden).max() + 2 * np.abs(plain - golden)[clear].max()
+    assert np.abs(out - golden)[clear].max() <= allowed
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("value", [INF, float("nan"), 3e38])
 @pytest.mark.parametrize("where", ["q", "k", "v", "bias"])
 @pytest.mark.parametrize("k_top", [0, 16])

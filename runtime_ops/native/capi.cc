@@ -41,7 +41,7 @@ constexpr Limits kAnything{true, true, true};
 
 constexpr Row kRows[] = {
 #if defined(__x86_64__)
-    {"topk_attention_avx512vnni", Isa::avx512vnni, {false, false, false}, {2048, 64}, 3, topk_attention_avx512vnni},
+    {"topk_attention_avx512vnni", Isa::avx512vnni, {false, false, false}, {1024, 64}, 3, topk_attention_avx512vnni},
     {"topk_attention_avx512", Isa::avx512, kAnything, {}, 2, topk_attention_avx512},
     {"topk_attention_avx2", Isa::avx2, kAnything, {}, 1, topk_attention_avx2},
 #endif

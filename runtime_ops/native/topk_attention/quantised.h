@@ -1,7 +1,8 @@
 // Keys and queries as 8-bit integers, with what is needed to bound the error of their products.
 //
 // Keys lose their mean first: q.mean is the same for every key of a row, so neither the ranking nor the softmax
-// changes, and what is left has a smaller range.
+// changes, and what is left has a smaller range. Channels much wider than others are then made narrower by a power of
+// two, and wider in the queries, which changes no product: else one channel would cost all others their digits.
 #ifndef GRAFT_QUANTISED_H_
 #define GRAFT_QUANTISED_H_
 
@@ -12,16 +13,16 @@ namespace {
 
 constexpr int64_t kPanelKeys = 64;
 
-// One (b, g): key j = scale[j] * unit * bytes + mean + an error of at most `error` in norm.
+// One (b, g): (key j - mean) * narrow = scale[j] * unit * bytes + an error of at most `error` in norm.
 struct Keys8 {
   int8_t* bytes;    // [t / 64][d / 4][64][4], padded with zeros
   float* scale;     // [t], such that scale * (a query's bytes . a key's bytes) fits 16 bits
   int32_t* offset;  // [t], -128 * the sum of bytes: queries are stored with 128 added
   uint32_t* spread;  // [t], this key's own error and norm, rounded up to bf16: high and low half
-  float* mean;       // [d]
+  float *mean, *narrow, *widen;  // [d]
   float unit;
   float error, norm;  // the largest error, and the largest norm of a quantised key
-  float mean_norm;
+  float mean_norm;  // of mean * narrow
 };
 
 constexpr float kRange8 = 32000.0f;  // scores in 16 bits stay within it, and -32768 stands for a hidden key
@@ -36,6 +37,8 @@ inline Keys8 take_keys8(const Problem& p, Arena* arena) {
   keys.offset = arena->take<int32_t>(t);
   keys.spread = arena->take<uint32_t>(t);
   keys.mean = arena->take<float>(p.d);
+  keys.narrow = arena->take<float>(p.d);
+  keys.widen = arena->take<float>(p.d);
   keys.unit = keys.error = keys.norm = keys.mean_norm = 0.0f;
   return keys;
 }
@@ -82,15 +85,37 @@ inline void measure(const float* from, const float* whole, float scale, int64_t 
   *norm = scale * largest_norm<V>(whole, n, 1, n);
 }
 
+// 2^-n and 2^n with n such that a channel's range and that of its queries are both about sqrt(deviation).
+inline void balance(float square, float average, float* narrow, float* widen) {
+  const float ratio = square / average;
+  int32_t n = 0;
+  if (ratio > 1e-12f && ratio < 1e12f) n = (static_cast<int32_t>(to_bits(ratio) >> 23) - 127 + 2) >> 2;
+  *narrow = from_bits(static_cast<uint32_t>(127 - n) << 23);
+  *widen = from_bits(static_cast<uint32_t>(127 + n) << 23);
+}
+
+// The mean of all keys, and what balances the channels.
 template <class V>
-inline void find_mean(const Problem& p, const Block& k, float* row, float* mean) {
+inline void find_channels(const Problem& p, const Block& k, float* row, float* square, Keys8* keys) {
   const graft_tensor& x = p.args.k;
-  for (int64_t i = 0; i < p.d; ++i) mean[i] = 0.0f;
+  float* mean = keys->mean;
+  for (int64_t i = 0; i < p.d; ++i) mean[i] = square[i] = 0.0f;
   for (int64_t j = 0; j < p.t; ++j) {
     widen_row<V>(element(head_data(k, x), x.dtype, j * x.strides[2]), x.dtype, p.d, row);
-    for (int64_t i = 0; i < p.d; ++i) mean[i] += row[i];
+    for (int64_t i = 0; i < p.d; ++i) mean[i] += row[i], square[i] += row[i] * row[i];
   }
-  for (int64_t i = 0; i < p.d; ++i) mean[i] /= static_cast<float>(p.t);
+  const float share = 1.0f / static_cast<float>(p.t);
+  float average = 0.0f;
+  for (int64_t i = 0; i < p.d; ++i) {
+    mean[i] *= share;
+    square[i] = square[i] * share - mean[i] * mean[i];
+    average += square[i] / static_cast<float>(p.d);
+  }
+  for (int64_t i = 0; i < p.d; ++i) {
+    balance(square[i], average, keys->narrow + i, keys->widen + i);
+    row[i] = mean[i] * keys->narrow[i];
+  }
+  keys->mean_norm = largest_norm<V>(row, p.d, 1, p.d);
 }
 
 inline void place_key(const Problem& p, int64_t j, const int8_t* row, Keys8* keys) {
@@ -137,13 +162,12 @@ inline QuantiseScratch cut_quantise(const Problem& p, Arena* arena) {
 template <class V>
 inline void quantise_keys(const Problem& p, const Block& k, const QuantiseScratch& x, Keys8* keys) {
   const graft_tensor& from = p.args.k;
-  find_mean<V>(p, k, x.row, keys->mean);
-  keys->mean_norm = largest_norm<V>(keys->mean, p.d, 1, p.d);
+  find_channels<V>(p, k, x.row, x.rest, keys);
   memset(x.bytes, 0, static_cast<size_t>(quads(p) * 4));
   for (int64_t j = 0; j < p.t; ++j) {
     float error, norm;
     widen_row<V>(element(head_data(k, from), from.dtype, j * from.strides[2]), from.dtype, p.d, x.row);
-    for (int64_t i = 0; i < p.d; ++i) x.row[i] -= keys->mean[i];
+    for (int64_t i = 0; i < p.d; ++i) x.row[i] = (x.row[i] - keys->mean[i]) * keys->narrow[i];
     keys->scale[j] = quantise_row<V>(x.row, p.d, x.bytes, x.whole);
     measure<V>(x.row, x.whole, keys->scale[j], p.d, x.rest, &error, &norm);
     keys->spread[j] = pack_spread(error, norm);

@@ -32,12 +32,14 @@ inline int64_t topk8_rows(const Problem& p) {
   return least(p.rows, most<int64_t>(6, least<int64_t>(24, fit)));
 }
 
-// Rows share one list where a tile holds all keys.
-inline int64_t list_count(const Problem& p, int64_t rows) { return p.t <= kMostKeys ? 1 : rows; }
+// Where a tile holds all keys, lists are needed for a row and the next only.
+inline bool one_tile(const Problem& p) { return p.t <= kMostKeys; }
+inline int64_t list_count(const Problem& p, int64_t rows) { return one_tile(p) ? 2 : rows; }
 
 inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows, Arena* arena) {
   Topk8Scratch x;
   x.queries = arena->take<float>(rows * p.d);
+  x.query = arena->take<float>(p.d);
   x.whole = arena->take<float>(p.d);
   x.rest = arena->take<float>(p.d);
   x.out = arena->take<float>(p.e);
@@ -49,7 +51,7 @@ inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows
   x.maxima = arena->take<int16_t>(x.stride);
   x.starts = arena->take<int32_t>(x.stride / kPanelKeys);
   x.hits = arena->take<Hit>(x.stride / kPack);
-  x.found = arena->take<int32_t>(x.stride);
+  x.found = arena->take<int32_t>(2 * x.stride);
   x.rows = arena->take<Row8>(rows);
   return x;
 }
@@ -76,7 +78,9 @@ inline BiasRange range_of(const Walk& walk) {
 inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, const Keys8& keys,
                        const BiasRange& range, int64_t r, const Topk8Scratch& x) {
   Row8& row = x.rows[r];
-  const float* query = x.queries + r * p.d;
+  const float* unscaled = x.queries + r * p.d;
+  float* query = x.query;
+  for (int64_t i = 0; i < p.d; ++i) query[i] = unscaled[i] * keys.widen[i];
   uint8_t* bytes = x.bytes + r * quads(p) * 4;
   memset(bytes, 0, static_cast<size_t>(quads(p) * 4));
   const float scale = quantise_row<Avx512>(query, p.d, reinterpret_cast<int8_t*>(bytes), x.whole);
@@ -92,37 +96,74 @@ inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, co
   const float lane = 1.2e-7f * static_cast<float>(p.d / 16 + 16);
   row.slack = lane * row.length * (keys.norm + keys.error + keys.mean_norm) + range.rounding + 0.75f * row.unit;
   row.bound = 1.001f * (row.length * keys.error + row.error * keys.norm) + row.slack + row.unit;
-  row.base = range.top + dot<Avx512>(query, keys.mean, p.d);
-  float* list = x.pool + (list_count(p, job.block_rows) > 1 ? r : 0) * pool_stride(job.selection);
+  row.base = range.top + dot<Avx512>(unscaled, keys.mean, p.d);
+  float* list = x.pool + (one_tile(p) ? r % 2 : r) * pool_stride(job.selection);
   row.best = {list, list + job.selection.capacity + 64, 0, -kInf};
   row.limit = limit_of(p, k, r);
   return row.bound < kInf && row.bias_unit < kInf && __builtin_fabsf(row.base) < kInf;
 }
 
-// Leaves the k best. Their lowest score becomes the threshold.
-inline void cut_best(int64_t k, Candidates* c) {
+// Of the candidates that score `level`, leaves the `ties` first keys.
+inline void drop_ties(float level, int64_t ties, Candidates* c) {
+  int64_t low = -1, high = INT32_MAX;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    int64_t count = 0;
+    for (int64_t i = 0; i < c->count; ++i) count += c->scores[i] == level && id_at(*c, i) <= middle;
+    if (count >= ties) high = middle;
+    else low = middle;
+  }
+  for (int64_t i = 0; i < c->count; ++i) {
+    if (c->scores[i] == level && id_at(*c, i) > high) c->scores[i] = -kInf;
+  }
+}
+
+// Leaves the k best; of equal ones the first, as everywhere, though candidates are in no order here.
+inline void cut_exactly(int64_t k, Candidates* c) {
   c->threshold = -kInf;
-  cut_back<Avx512>({k, 0, 0.0f}, 0, c);
-  c->threshold = c->count >= k ? lowest(c->scores, c->count) : -kInf;
+  pad<Avx512>(c);
+  if (c->count <= k) return;
+  const Cut cut = find_cut<Avx512>(*c, k, 0);
+  if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
+  keep_above<Avx512>(cut.above < k ? from_order(to_order(cut.level) - 1) : cut.level, 0, c);
 }
 
 inline void end_row8(const Search8& s, int64_t r) {
-  Row8& row = s.x.rows[r];
-  row.best.threshold = -kInf;
-  end_row<Avx512>(s.p, s.k, r, s.p.top_k, &row.best, s.x.out);
+  Candidates& best = s.x.rows[r].best;
+  cut_exactly(s.p.top_k, &best);
+  end_row<Avx512>(s.p, s.k, r, s.p.top_k, &best, s.x.out);
 }
 
-// All rows of the block, tile by tile. Between tiles a row keeps its k best, whose lowest is its threshold.
+// What does not reach the lowest of a row's k best so far cannot be among them in the end.
+inline void cut_between(int64_t k, Candidates* c) {
+  cut_exactly(k, c);
+  if (c->count == k) c->threshold = lowest(c->scores, k);
+}
+
+// All rows of the block in one tile. A row's keys are on their way to the cache while another row is worked on.
+inline bool search_tile(const Topk8Job& job, const Search8& s, const Chunk& chunk) {
+  int64_t before[2];
+  for (int64_t r = 0; r <= s.k.rows; ++r) {
+    if (r < s.k.rows) {
+      before[r % 2] = s.x.rows[r].best.count;
+      if (!find_row(s, chunk, r, job.selection)) return false;
+    }
+    if (r == 0) continue;
+    if (!finish_row(s, chunk, r - 1, before[(r - 1) % 2], job.selection)) return false;
+    if (one_tile(s.p)) end_row8(s, r - 1);
+    else cut_between(job.selection.k, &s.x.rows[r - 1].best);
+  }
+  return true;
+}
+
+// Tile by tile. Between tiles a row keeps its k best, whose lowest is its threshold.
 inline bool search_rows(const Topk8Job& job, const Search8& s, float top) {
-  const Selection& selection = job.selection;
   for (int64_t first = 0; first < s.walk.end;) {
     const Chunk chunk = score_chunk(s.p, s.keys, s.walk, top, s.k.rows, &first, s.x);
-    for (int64_t r = 0; r < s.k.rows; ++r) {
-      if (!search_row(s, chunk, r, selection.k, selection.capacity)) return false;
-      if (list_count(s.p, job.block_rows) == 1) end_row8(s, r);
-      else cut_best(selection.k, &s.x.rows[r].best);
-    }
+    if (!search_tile(job, s, chunk)) return false;
   }
+  if (one_tile(s.p) && s.walk.end > 0) return true;
+  for (int64_t r = 0; r < s.k.rows; ++r) end_row8(s, r);
   return true;
 }
 
@@ -141,11 +182,7 @@ inline bool topk8_rows_done(const Topk8Job& job, const Block& k, void* space) {
     if (!begin_row8(p, k, job, keys, range, r, x)) return false;
   }
   const Search8 search{p, k, keys, walk, x};
-  if (!search_rows(job, search, range.top)) return false;
-  if (walk.end <= 0 || list_count(p, job.block_rows) > 1) {
-    for (int64_t r = 0; r < k.rows; ++r) end_row8(search, r);
-  }
-  return true;
+  return search_rows(job, search, range.top);
 }
 
 inline void topk8_block(const Topk8Job& job, const Block& k, void* space) {

@@ -1,0 +1,42 @@
+"""What every run of the tests says at its end: how much attention was found, by family and by exporter."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "families.json"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the counts that test_families.py recorded; the sweep also writes them to a file."""
+    last: dict[str, Mapping[str, Any]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, row in getattr(report, "user_properties", ()):
+                if name == "family" and getattr(report, "when", "") == "call":
+                    last[report.nodeid] = row  # a test records again when it gets further
+    if not last:
+        return
+    terminalreporter.section("attention found in model families")
+    for what in ("exporter", "family"):
+        for line in _counts(last.values(), what):
+            terminalreporter.write_line(line)
+    if os.environ.get("GRAFT_SWEEP"):
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps(list(last.values()), indent=1) + "\n", encoding="utf-8")
+
+
+def _counts(rows: Iterable[Mapping[str, Any]], by: str) -> Iterable[str]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[by], []).append(row)
+    for name, group in groups.items():
+        found, blocks = (sum(row[what] for row in group) for what in ("found", "attention"))
+        right = sum(row["found"] for row in group if row["error"] is not None)
+        yield f"{name:24} files {len(group):3}   blocks {blocks:4}   found {found:4}   numbers right {right:4}"

@@ -1,0 +1,105 @@
+"""Every model family as every exporter writes it: all attention is found and rewritten, with the original's numbers.
+
+The quick run exports each family once; the sweep (`make sweep`) exports each with every exporter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from compare import BACKENDS, distance, session
+from exports import RUNS, Arg, Exported, Run, exported, feeds, folder
+from families import QUICK, SWEEP, Case
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+
+import rewriter
+from rewriter.report import ShowReport
+
+TOLERANCE = 1e-4
+RULE = "exact-attention"
+SLOW = bool(os.environ.get("GRAFT_SWEEP"))
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("families"))
+
+
+@pytest.mark.parametrize("case", SWEEP if SLOW else QUICK, ids=lambda case: case.name)
+def test_family(case: Case, exports: Path, tmp_path: Path, record_property: Record) -> None:
+    pytest.importorskip("torch", reason="exporting families needs the extra `torch`")
+    pytest.importorskip("transformers", reason="exporting families needs transformers")
+    file = exported(case, exports)
+    if file.error is not None:
+        pytest.skip(f"the exporter itself fails: {file.error}")
+    shown = rewriter.show(file.path)
+    found = sum(site.kind == "attention" for site in shown.sites)
+    row = {
+        "family": case.family.name,
+        "exporter": f"{case.exporter.name} {case.exporter.opset} {case.implementation}",
+        "attention": case.family.attention,
+        "found": found,
+    }
+    record_property("family", row | {"error": None})
+    check_found(shown, case)
+    record_property("family", row | {"error": check_numbers(file, tmp_path / "rewritten.onnx", found)})
+
+
+def check_found(shown: ShowReport, case: Case) -> None:
+    """Every block is a site, or a decline gives a sentence and a place for it."""
+    declined = [row for row in shown.declines if row.kind == "attention"]
+    found = [site for site in shown.sites if site.kind == "attention"]
+    assert all(len(row.reason.split()) > 3 and row.at for row in declined), declined
+    missed = "\n".join(f"{row.anchor}: {row.reason} (at {row.at})" for row in declined)
+    assert len(found) == case.family.attention, missed or "nothing was read, nothing declined"
+
+
+def check_numbers(file: Exported, output: Path, sites: int) -> float:
+    """Rewrite and compare at every size that the original itself runs at."""
+    report = rewriter.apply(file.path, (RULE,), output=output, verify=False)
+    assert report.rewritten == sites, report.declined
+    original = session(file.path, library=False)
+    ours = {name: session(output, library) for name, library in BACKENDS.items()}
+    worst, ran = 0.0, 0
+    for run in RUNS:
+        given = inputs(original, file.args, run)
+        truth = attempt(original, given)
+        if truth is None:
+            continue
+        ran += 1
+        for backend, one in ours.items():
+            error = largest(truth, one.run(None, given))
+            assert error <= TOLERANCE, f"{backend}, {run}: relative error {error:.2e}"
+            worst = max(worst, error)
+    assert ran, "the original runs at none of the sizes"
+    return worst
+
+
+def inputs(original: onnxruntime.InferenceSession, args: Sequence[Arg], run: Run) -> dict[str, np.ndarray]:
+    """Leave out what the exporter found unused."""
+    wanted = {one.name for one in original.get_inputs()}
+    return {name: x for name, x in feeds(args, run.sizes(), run.pad).items() if name in wanted}
+
+
+def attempt(original: onnxruntime.InferenceSession, given: dict[str, np.ndarray]) -> Sequence[np.ndarray] | None:
+    """Some exports run at the traced sizes only; that is theirs to answer for."""
+    try:
+        return original.run(None, given)
+    except (Fail, InvalidArgument, RuntimeException):
+        return None
+
+
+def largest(truth: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> float:
+    """Return the largest relative error of an output, NaN for NaN; infinite if a shape or a NaN differs."""
+    errors = [0.0]
+    for old, new in zip(truth, ours, strict=True):
+        seen = ~np.isnan(old)
+        same = old.shape == new.shape and np.array_equal(seen, ~np.isnan(new))
+        errors.append(distance(new[seen], old[seen]) if same else float("inf"))
+    return max(errors)

@@ -53,6 +53,7 @@ SHAPE_OF_INPUT: dict[str, int] = {
             "CastLike",
             "RotaryEmbedding",
             "BitwiseNot",
+            "EyeLike",
         ],
         0,
     ),

@@ -54,8 +54,13 @@ def quotient(node: ir.Node, args: Args, opset: int) -> Expr:
 
 
 def einsum(node: ir.Node, args: Args, opset: int) -> Expr | None:
-    """Read an Einsum of two tensors that contracts one letter as a matrix product between permutations."""
+    """Read an Einsum of two tensors that contracts one letter as a matrix product between permutations.
+
+    An Einsum of one tensor that only reorders its axes is a transposition.
+    """
     terms, _, result = attr(node, "equation").replace(" ", "").partition("->")
+    if len(args) == 1 and sorted(terms) == sorted(set(result)) and args[0] is not None:
+        return _permuted(args[0], terms, list(result))
     if len(args) != 2 or "." in terms or any(len(set(t)) != len(t) for t in terms.split(",")):
         return None
     left, right = terms.split(",")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from rewriter import files, registry
 from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.quiet_gc import quiet_gc
 
 ModelLike = str | os.PathLike[str] | ir.Model
 
@@ -32,6 +33,7 @@ def open_any(model: ModelLike) -> ir.Model:
     return model.clone()
 
 
+@quiet_gc
 def read(model: ir.Model) -> Reading:
     """Return all sites and declines of a model; sites are named by kind and order."""
     graphs = OnnxGraphs(model)

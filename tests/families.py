@@ -97,7 +97,7 @@ DEBERTA: Config = {
     "relative_attention": True,
     "pos_att_type": ["c2p", "p2c"],
     "position_buckets": 8,
-    "max_relative_positions": 16,
+    "max_relative_positions": 64,  # no length that is run is longer
     "norm_rel_ebd": "layer_norm",
     "share_att_key": True,
     "position_biased_input": False,
@@ -206,6 +206,13 @@ class Case:
         return f"{self.family.name}-{self.exporter.name}-{self.exporter.opset}-{self.implementation}"
 
 
+# Exporters that raise, by family: the quick run chooses another, the sweep tries them and says so.
+RAISING: Mapping[str, str] = {
+    "xlnet": "dynamo",
+    "falcon": "dynamo-23-sdpa",
+    "falcon-past": "dynamo-23-sdpa",
+    "mpt-past": "dynamo",
+}
 SWEEP = tuple(
     Case(family=family, exporter=exporter, implementation=implementation)
     for family in FAMILIES
@@ -214,15 +221,20 @@ SWEEP = tuple(
 )
 
 
+def _raises(case: Case) -> bool:
+    raising = RAISING.get(case.family.name)
+    return raising is not None and case.name.removeprefix(f"{case.family.name}-").startswith(raising)
+
+
 def _quick() -> tuple[Case, ...]:
     """One case for each family; of those that it allows, the one met least often so far."""
     met = dict.fromkeys(COMBINATIONS, 0)
     chosen = []
     for family in FAMILIES:
-        allowed = [pair for pair in COMBINATIONS if pair[1] in family.implementations]
-        exporter, implementation = min(allowed, key=lambda pair: met[pair])
-        met[exporter, implementation] += 1
-        chosen.append(Case(family=family, exporter=exporter, implementation=implementation))
+        cases = [case for case in SWEEP if case.family is family and not _raises(case)]
+        case = min(cases, key=lambda case: met[case.exporter, case.implementation])
+        met[case.exporter, case.implementation] += 1
+        chosen.append(case)
     return tuple(chosen)
 
 

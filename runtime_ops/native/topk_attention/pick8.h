@@ -75,22 +75,39 @@ inline int64_t find_hits(const int16_t* scores, int64_t packs, int from, int unt
   return count;
 }
 
+// The places of few hits' lanes: one or two are the rule, and which of these cannot be foreseen.
+inline int32_t* add_sparse(const Hit* hits, int64_t count, int32_t* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t first = static_cast<int32_t>(hits[i].pack * kPack);
+    uint32_t lanes = hits[i].lanes;
+    *to++ = first + __builtin_ctz(lanes);
+    lanes &= lanes - 1;
+    *to = first + __builtin_ctz(lanes | 0x80000000u);
+    to += lanes != 0;
+    for (lanes &= lanes - 1; lanes != 0; lanes &= lanes - 1) *to++ = first + __builtin_ctz(lanes);
+  }
+  return to;
+}
+
+inline int32_t* add_dense(const Hit* hits, int64_t count, int32_t* to) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t lanes = hits[i].lanes;
+    const __m512i first = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(hits[i].pack * kPack)));
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(16));
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), first));
+    to += __builtin_popcount(lanes & 0xffffu);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes >> 16), second));
+    to += __builtin_popcount(lanes >> 16);
+  }
+  return to;
+}
+
 // The places of the scores in `from` .. `until`, in rising order.
 inline int64_t find_places(const int16_t* scores, int64_t packs, int from, int until, Hit* hits, int32_t* to) {
   if (until < from) return 0;
   const int64_t count = find_hits(scores, packs, from, until, hits);
-  int32_t* at = to;
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t first = static_cast<int32_t>(hits[i].pack * kPack);
-    uint32_t lanes = hits[i].lanes;
-    // One or two are the rule, and which of these cannot be foreseen.
-    *at++ = first + __builtin_ctz(lanes);
-    lanes &= lanes - 1;
-    *at = first + __builtin_ctz(lanes | 0x80000000u);
-    at += lanes != 0;
-    for (lanes &= lanes - 1; lanes != 0; lanes &= lanes - 1) *at++ = first + __builtin_ctz(lanes);
-  }
-  return at - to;
+  return (4 * count > 3 * packs ? add_dense(hits, count, to) : add_sparse(hits, count, to)) - to;
 }
 
 inline __mmask16 lanes_of(int64_t n) { return static_cast<__mmask16>(n < 16 ? (1u << n) - 1 : 0xffffu); }

@@ -118,14 +118,18 @@ inline void drop_ties(float level, int64_t ties, Candidates* c) {
   }
 }
 
-// Leaves the k best; of equal ones the first, as everywhere, though candidates are in no order here.
+// The number before x; before either zero, one that is no denormal, which a session may have set to count as 0.
+inline float below(float x) { return x == 0.0f ? -0x1p-126f : from_order(to_order(x) - 1); }
+
+// Leaves the k best, which all reach the threshold; of equal ones the first, as everywhere, though candidates are in
+// no order here.
 inline void cut_exactly(int64_t k, Candidates* c) {
-  c->threshold = -kInf;
   pad<Avx512>(c);
   if (c->count <= k) return;
+  if (c->threshold > -kInf) c->threshold = below(c->threshold);
   const Cut cut = find_cut<Avx512>(*c, k, 0);
   if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
-  keep_above<Avx512>(cut.above < k ? from_order(to_order(cut.level) - 1) : cut.level, 0, c);
+  keep_above<Avx512>(cut.above < k ? below(cut.level) : cut.level, 0, c);
 }
 
 inline void end_row8(const Search8& s, int64_t r) {

@@ -43,13 +43,17 @@ def _site_or_decline(graphs: OnnxGraphs, softmax: Expr) -> AttentionSite | Decli
         except Finer as split:
             return _read_one(graphs, name, softmax, split)
     except Unreadable as stop:
-        return Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at))
+        return Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at), steps=stop.steps)
 
 
 def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None) -> AttentionSite:
     axes, frame = _frame(softmax, split)
     product = _values(graphs, softmax, axes, frame)
-    scores = peel(softmax.args[0], axes, frame)
+    try:
+        scores = peel(softmax.args[0], axes, frame)
+    except Unreadable as miss:
+        miss.steps = (*product.steps, *miss.steps)
+        raise
     for _, have, _ in layout.views(*scores.q):
         refine(have, frame)
     q = operands.queries(scores.q, frame)

@@ -71,3 +71,12 @@ def _folded_offset(keep: Expr, axes: layout.Axes) -> int | None:
     s, t = keep.known.shape[-2:]
     square = keep.known.reshape(s, t)
     return next((c for c in (0, t - s) if c >= 0 and np.array_equal(square, np.tri(s, t, c, dtype=bool))), None)
+
+
+def fill_number(expr: Expr) -> float | None:
+    """Return the one number that a fill consists of."""
+    while expr.word in ("expand", "reshape", "unsqueeze") and expr.number() is None:
+        expr = expr.args[0]
+    if expr.known is not None and expr.known.dtype != object and expr.known.size > 1:
+        return float(expr.known.flat[0]) if (expr.known == expr.known.flat[0]).all() else None
+    return expr.number()

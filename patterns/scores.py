@@ -98,7 +98,12 @@ def peel(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     row = _PEELS.get(expr.word)
     if row is None:
         raise Unreadable(f"{_spelling(expr)} stands between the softmax and a product of queries and keys", expr)
-    return row(expr, axes, frame)
+    try:
+        return row(expr, axes, frame)
+    except Unreadable as miss:
+        if miss.at is not expr:
+            miss.steps = (Step(node=place(expr), met=expr.word, meaning="followed"), *miss.steps)
+        raise
 
 
 def _spelling(expr: Expr) -> str:
@@ -201,7 +206,7 @@ def _one_type(a: Expr, b: Expr) -> tuple[Expr, Expr]:
 def _where(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     keep, yes, no = expr.args
     for inner, fill, kept in ((yes, no, True), (no, yes, False)):
-        number = _fill(fill)
+        number = mask.fill_number(fill)
         if number is None or inner.shape is None or len(inner.shape) != len(axes):
             continue
         if number > NEGLIGIBLE:
@@ -229,15 +234,6 @@ def _without_causal(scores: Scores) -> Scores:
         return scores
     bias = scores.hidden if scores.bias is None else make("add", *_one_type(scores.bias, scores.hidden))
     return dataclasses.replace(scores, causal=None, hidden=None, bias=bias)
-
-
-def _fill(expr: Expr) -> float | None:
-    """Return the one number that a fill consists of."""
-    while expr.word in ("expand", "reshape", "unsqueeze") and expr.number() is None:
-        expr = expr.args[0]
-    if expr.known is not None and expr.known.dtype != object and expr.known.size > 1:
-        return float(expr.known.flat[0]) if (expr.known == expr.known.flat[0]).all() else None
-    return expr.number()
 
 
 def _masked(mask: Expr, inner: Expr | None, fill: float, kept: bool) -> Expr:

@@ -129,9 +129,10 @@ class Decline:
 
 
 class Unreadable(Exception):  # noqa: N818 - control flow inside readers, never seen by users
-    """Reading stopped; readers turn it into a Decline."""
+    """Reading stopped; readers turn it into a Decline. ``steps`` is how far they had come, outermost first."""
 
     def __init__(self, reason: str, at: Any) -> None:
         super().__init__(reason)
         self.reason = reason
         self.at = at
+        self.steps: tuple[Step, ...] = ()

@@ -75,7 +75,8 @@ inline float lowest(const float* x, int64_t n) {
 // The lowest 16-bit score that may stand for an fp32 score from `wanted` on.
 inline int level_for(const Row8& row, float wanted) {
   const float level = __builtin_floorf((wanted - row.base - row.bound) * row.bias_unit);
-  return level > static_cast<float>(kHidden) ? (level < -kHidden ? static_cast<int>(level) : -kHidden - 1) : kHidden + 1;
+  if (!(level > static_cast<float>(kHidden))) return kHidden + 1;
+  return level < static_cast<float>(-kHidden) ? static_cast<int>(level) : -kHidden - 1;
 }
 
 struct Search8 {

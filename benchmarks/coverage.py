@@ -236,7 +236,9 @@ KINDS: Mapping[str, Sequence[str]] = {
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of the README: found and right of all blocks, a tool a line, an exporter's kind a column."""
-    groups = {kind: [row for row in rows if row["exporter"].startswith(tuple(starts))] for kind, starts in KINDS.items()}
+    groups = {
+        kind: [row for row in rows if row["exporter"].startswith(tuple(starts))] for kind, starts in KINDS.items()
+    }
     heads = [f"{kind}: {len(group)} files" for kind, group in groups.items()]
     lines = [f"| found, right / blocks | {' | '.join(heads)} |", "| --- " * (len(groups) + 1) + "|"]
     for tool in TOOLS:
@@ -248,7 +250,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     already = [row for row in rows if row["already"]]
     names = ", ".join(dict.fromkeys(row["exporter"] for row in already)) or "none"
     written = sum(row["already"] for row in already)
-    lines += ["", f"Written as attention nodes by the exporter itself, so found by all: {written} ({names})."]
+    lines += [
+        "",
+        f"Attention nodes that the exporter itself wrote, counted for a tool that leaves them: {written} ({names}).",
+    ]
     return "\n".join(lines)
 
 

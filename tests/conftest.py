@@ -1,4 +1,4 @@
-"""What every run of the tests says at its end: how much attention was found, by family and by exporter."""
+"""What every run of the tests says at its end: how many blocks were found, by family and by exporter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "families.json"
+COUNTS = ("attention", "found", "feed_forward", "feed_forward_found")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -23,7 +24,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                     last[report.nodeid] = row  # a test records again when it gets further
     if not last:
         return
-    terminalreporter.section("attention found in model families")
+    terminalreporter.section("blocks found in model families")
     for what in ("exporter", "family"):
         for line in _counts(last.values(), what):
             terminalreporter.write_line(line)
@@ -37,6 +38,8 @@ def _counts(rows: Iterable[Mapping[str, Any]], by: str) -> Iterable[str]:
     for row in rows:
         groups.setdefault(row[by], []).append(row)
     for name, group in groups.items():
-        found, blocks = (sum(row[what] for row in group) for what in ("found", "attention"))
+        sums = {what: sum(row[what] for row in group) for what in COUNTS}
         right = sum(row["found"] for row in group if row["error"] is not None)
-        yield f"{name:24} files {len(group):3}   blocks {blocks:4}   found {found:4}   numbers right {right:4}"
+        attention = f"attention {sums['found']:4} of {sums['attention']:4}, numbers right {right:4}"
+        feed_forward = f"feed-forward {sums['feed_forward_found']:4} of {sums['feed_forward']:4}"
+        yield f"{name:24} files {len(group):3}   {attention}   {feed_forward}"

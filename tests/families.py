@@ -213,6 +213,8 @@ RAISING: Mapping[str, str] = {
     "falcon-past": "dynamo-23-sdpa",
     "mpt-past": "dynamo",
 }
+# Feed-forward blocks that are not of the form product, activation, product, and why.
+UNREAD: Mapping[str, str] = {"segformer": "a depthwise convolution between the products mixes neighbouring tokens"}
 SWEEP = tuple(
     Case(family=family, exporter=exporter, implementation=implementation)
     for family in FAMILIES

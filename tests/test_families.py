@@ -1,4 +1,4 @@
-"""Every model family as every exporter writes it: all attention is found and rewritten, with the original's numbers.
+"""Every model family as every exporter writes it: all blocks are found, and attention rewritten with the same numbers.
 
 The quick run exports each family once; the sweep (`make sweep`) exports each with every exporter.
 """
@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from compare import BACKENDS, distance, session
 from exports import RUNS, Arg, Exported, Run, exported, feeds, folder
-from families import QUICK, SWEEP, Case
+from families import QUICK, SWEEP, UNREAD, Case
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 import rewriter
@@ -40,14 +40,18 @@ def test_family(case: Case, exports: Path, tmp_path: Path, record_property: Reco
         pytest.skip(f"the exporter itself fails: {file.error}")
     shown = rewriter.show(file.path)
     found = sum(site.kind == "attention" for site in shown.sites)
+    feed_forward = sum(site.kind == "feed-forward" for site in shown.sites)
     row = {
         "family": case.family.name,
         "exporter": f"{case.exporter.name} {case.exporter.opset} {case.implementation}",
         "attention": case.family.attention,
         "found": found,
+        "feed_forward": case.family.feed_forward,
+        "feed_forward_found": feed_forward,
     }
     record_property("family", row | {"error": None})
     check_found(shown, case)
+    assert feed_forward == (0 if case.family.name in UNREAD else case.family.feed_forward)
     record_property("family", row | {"error": check_numbers(file, tmp_path / "rewritten.onnx", found)})
 
 

@@ -18,7 +18,6 @@ struct Candidates {
 
 struct Selection {
   int64_t k, capacity;
-  float margin;  // 0, or: scores may be wrong by half of this, so keep what lies so near below the k-th
 };
 
 // Room for a threshold to pay: with less slack, cuts come too often; with more, the buffer leaves the cache. A cut
@@ -97,17 +96,12 @@ inline void keep_above(float level, int64_t ties, Candidates* c) {
   pad<V>(c);
 }
 
-// Cuts the buffer back. Left are at least the k largest; exactly k of them where margin and slack are 0.
+// Cuts the buffer back. Left are at least the k largest; exactly k of them where slack is 0.
 template <class V>
 inline void cut_back(const Selection& s, int64_t slack, Candidates* c) {
   pad<V>(c);
   if (c->count <= s.k + slack) return;
   const Cut cut = find_cut<V>(*c, s.k, slack);
-  if (s.margin > 0.0f) {
-    c->threshold = most(c->threshold, from_order(to_order(cut.level - s.margin) - 1));
-    keep_above<V>(c->threshold, 0, c);
-    return;
-  }
   c->threshold = cut.level;
   keep_above<V>(cut.level, most<int64_t>(0, s.k - cut.above), c);
 }

@@ -19,7 +19,7 @@ struct Topk8Job {
   Selection selection;
 };
 
-inline Selection selection8(const Problem& p) { return {p.top_k, round_up(2 * p.top_k + 1024, 64), 0.0f}; }
+inline Selection selection8(const Problem& p) { return {p.top_k, round_up(2 * p.top_k + 1024, 64)}; }
 
 // Scores between two rows of the tile: an odd number of cache lines, or all rows would share a set of the cache.
 inline int64_t tile_stride(const Problem& p) {

@@ -25,7 +25,7 @@ const char* quantise(const Problem& p, Keys8* keys) {
 }
 
 const char* run_quantised(const Problem& p, const float* norms, const Keys8* keys) {
-  const Selection in_fp32{p.top_k, capacity_for(p.top_k), 0.0f}, in_8 = selection8(p);
+  const Selection in_fp32{p.top_k, capacity_for(p.top_k)}, in_8 = selection8(p);
   const int64_t rows = topk8_rows(p);
   Arena size_fp32(nullptr), size_8(nullptr);
   cut_topk<Avx512>(p, in_fp32, rows, &size_fp32);

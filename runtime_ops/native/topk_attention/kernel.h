@@ -52,7 +52,7 @@ inline const char* run_selection(const Problem& p, const float* norms, const Sel
 
 template <class V>
 inline const char* run_topk(const Problem& p, const float* norms) {
-  return run_selection<V>(p, norms, {p.top_k, capacity_for(p.top_k), 0.0f});
+  return run_selection<V>(p, norms, {p.top_k, capacity_for(p.top_k)});
 }
 
 // Few rows, as in decoding, would leave most lanes of a panel idle: there all scores of a row fit into memory, and
@@ -60,7 +60,7 @@ inline const char* run_topk(const Problem& p, const float* norms) {
 template <class V>
 inline const char* run_every_key(const Problem& p, const float* norms) {
   if (p.rows * 4 > V::lanes) return run_exact<V>(p, norms);
-  return run_selection<V>(p, norms, {p.t, round_up(p.t, 64) + kTile, 0.0f});
+  return run_selection<V>(p, norms, {p.t, round_up(p.t, 64) + kTile});
 }
 
 // Calls run(p, norms of the keys), NULL where they are not needed.

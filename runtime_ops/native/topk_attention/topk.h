@@ -160,7 +160,7 @@ inline void mix_values(const Problem& p, const Block& k, const Candidates& c, fl
 // Cuts the row back to exactly its `best` best and writes its output.
 template <class V>
 inline void end_row(const Problem& p, const Block& k, int64_t r, int64_t best, Candidates* c, float* out) {
-  cut_back<V>({best, 0, 0.0f}, 0, c);
+  cut_back<V>({best, 0}, 0, c);
   const float sum = c->count > 0 ? weigh<V>(c) : 0.0f;
   mix_values<V>(p, k, *c, out);
   store_row(p, k, r, out, 1, sum > 0.0f ? 1.0f / sum : 0.0f);

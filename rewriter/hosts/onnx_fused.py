@@ -124,12 +124,7 @@ def _multi_head(node: ir.Node, args: Args, opset: int) -> Expr:
         q3, k3, v3 = _with_biases((q3, k3, v3), bias)
     q, k, v = (_heads(x, h) for x in (q3, k3, v3))
     scores = _scores(q, k, attr(node, "scale"))
-    if extra is not None:
-        scores = make("add", scores, extra)
-    if padding is not None:
-        scores = _padded(scores, padding, attr(node, "mask_filter_value", -10000.0))
-    if attr(node, "unidirectional", 0):
-        scores = causal(scores, q, k)
+    scores = _contrib_masks(node, scores, q, k, padding, extra)
     return _merged(_softmax(scores, v), 3)
 
 
@@ -143,6 +138,15 @@ def _with_biases(parts: Sequence[Expr], bias: Expr) -> list[Expr]:
         out.append(make("add", x, make("slice", bias, *bounds)))
         start += width
     return out
+
+
+def _contrib_masks(node: ir.Node, scores: Expr, q: Expr, k: Expr, padding: Expr | None, extra: Expr | None) -> Expr:
+    """Return scores with the bias, padding mask and direction of a com.microsoft operator."""
+    if extra is not None:
+        scores = make("add", scores, extra)
+    if padding is not None:
+        scores = _padded(scores, padding, attr(node, "mask_filter_value", -10000.0))
+    return causal(scores, q, k) if attr(node, "unidirectional", 0) else scores
 
 
 def _padded(scores: Expr, padding: Expr, fill: float) -> Expr:
@@ -167,12 +171,7 @@ def _fused_projections(node: ir.Node, args: Args, opset: int) -> Expr:
         qkv = make("add", qkv, bias)
     q, k, v = (_heads(part, h) for part in _thirds(qkv, list(sizes) if sizes else [total // 3] * 3))
     scores, padding, extra = _scores(q, k, attr(node, "scale")), _optional(args, 3), _optional(args, 5)
-    if extra is not None:
-        scores = make("add", scores, extra)
-    if padding is not None:
-        scores = _padded(scores, padding, attr(node, "mask_filter_value", -10000.0))
-    if attr(node, "unidirectional", 0):
-        scores = causal(scores, q, k)
+    scores = _contrib_masks(node, scores, q, k, padding, extra)
     return _merged(_softmax(scores, v), 3)
 
 

@@ -13,7 +13,7 @@ from rewriter.plan import Keeps, Plan, Rule
 from rewriter.reading import Reading
 from rewriter.report import Refusal
 from runtime_ops import kernels
-from runtime_ops.interpret import topological
+from runtime_ops.interpret import has_handle, topological
 
 
 @dataclass(kw_only=True)
@@ -85,9 +85,7 @@ def still_computed(reading: Reading, edit: Edit) -> dict[str, str]:
 
 def kernel(plan: Plan) -> str:
     """Return the kernel that will run the call of a plan here, or "function body"."""
-    calls = [
-        n for e in plan.values.values() for n in topological(e, lambda x: x.handle is not None) if n.word == "call"
-    ]
+    calls = [n for e in plan.values.values() for n in topological(e, has_handle) if n.word == "call"]
     if not calls or not sessions.have_kernels():
         return "function body"
     name, dtype = calls[0].attrs["spec"].name, str(calls[0].args[0].dtype)

@@ -17,7 +17,7 @@ from rewriter.hosts import onnx_edit
 from rewriter.inputs import Case
 from rewriter.reading import ModelLike, Reading, open_any, read
 from rewriter.report import ApplyCheck, SiteError, VerifyReport
-from runtime_ops.interpret import is_float, topological
+from runtime_ops.interpret import has_handle, is_float, topological
 
 Progress = Callable[[str, int, int], None]
 
@@ -25,10 +25,7 @@ Progress = Callable[[str, int, int], None]
 def _rounding(edit: Edit) -> float:
     """Return the end-to-end error that rounding may cause in the narrowest type that the rewritten sites compute in."""
     types = [
-        e.dtype
-        for plan in edit.plans.values()
-        for expr in plan.values.values()
-        for e in topological(expr, lambda x: x.handle is not None)
+        e.dtype for plan in edit.plans.values() for expr in plan.values.values() for e in topological(expr, has_handle)
     ]
     floats = [t for t in types if t is not None and is_float(t)]
     return max([compare.TOLERANCE, *(2 * float(finfo(t).eps) for t in floats)])  # type: ignore[no-untyped-call]

@@ -33,14 +33,10 @@ def leaves(plan: Plan) -> list[Expr]:
     """Return the tensors of the graph that a plan reads."""
     found: dict[ir.Value, Expr] = {}
     for expr in plan.values.values():
-        for node in interpret.topological(expr, _from_graph):
-            if _from_graph(node) and (node.word != "const" or node.known is None):
+        for node in interpret.topological(expr, interpret.has_handle):
+            if interpret.has_handle(node) and (node.word != "const" or node.known is None):
                 found[node.handle] = node
     return list(found.values())
-
-
-def _from_graph(expr: Expr) -> bool:
-    return expr.handle is not None
 
 
 def frontier(region: Expr, read: Sequence[Expr]) -> list[ir.Value]:

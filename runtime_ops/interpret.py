@@ -191,6 +191,11 @@ def _golden_node(node: Expr, leaves: Mapping[Any, Array], done: Mapping[int, Arr
     return np.asarray(_GOLDEN[node.word]([done[id(a)] for a in node.args], node.attrs))
 
 
+def has_handle(expr: Expr) -> bool:
+    """Return whether an expression is a value of a graph: a leaf for plans and writers."""
+    return expr.handle is not None
+
+
 def topological(expr: Expr, is_leaf: Callable[[Expr], bool]) -> list[Expr]:
     """Return ``expr`` and what it is made of, arguments first, not looking behind leaves."""
     order: list[Expr] = []

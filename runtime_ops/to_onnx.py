@@ -49,7 +49,7 @@ class Writer:
 
     def value(self, expr: Expr) -> ir.Value:
         """Return the ONNX value of ``expr``, writing the nodes that are not there yet."""
-        for node in interpret.topological(expr, lambda e: e.handle is not None):
+        for node in interpret.topological(expr, interpret.has_handle):
             if id(node) not in self._made:
                 self._made[id(node)] = self._spell(node)
                 self._kept.append(node)

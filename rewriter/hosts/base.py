@@ -9,6 +9,10 @@ from typing import Any
 from runtime_ops.words import Expr
 
 
+class Unfit(Exception):  # noqa: N818 - becomes the reason of a decline
+    """A node that no row spells out, and why."""
+
+
 class Graphs(ABC):
     """A model as expressions of the alphabet; a host fills it by binding every value that it reads.
 

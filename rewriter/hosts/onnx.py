@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts import onnx_opaque, onnx_read
-from rewriter.hosts.base import Graphs
+from rewriter.hosts.base import Graphs, Unfit
 from rewriter.hosts.onnx_activation import ACTIVATIONS
-from rewriter.hosts.onnx_fused import FUSED, Unfit
+from rewriter.hosts.onnx_fused import FUSED
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague

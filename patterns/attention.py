@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from patterns import mask, operands
+from patterns import operands
+from patterns.masking import Masking
 from patterns.scores import Finer, Frame, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
 from rewriter import layout
@@ -61,6 +62,7 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
     heads, kv_heads = operands.size(frame.h), operands.size(kv)
     operands.check_heads(softmax, heads, kv_heads)
     cap, scale = scores.cap, scores.scale * q.factor * k.factor
+    masking = scores.masking.finished()
     return AttentionSite(
         anchor=name,
         q=q.operand,
@@ -69,9 +71,10 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
         # tanh is taken of scale · q·kᵀ; the op divides by the cap inside, so the cap goes into its scale
         scale=scale if cap is None else scale * cap,
         softcap=cap,
-        bias=scores.bias,
-        causal=scores.causal,
-        mask=mask.describe(scores.bias, scores.causal),
+        bias=masking.bias,
+        causal=masking.causal,
+        keys=masking.keys,
+        mask=masking.mask,
         heads=heads,
         kv_heads=kv_heads,
         head_width=operands.width(scores.q),
@@ -80,8 +83,14 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
         node=graphs.node(softmax),
         leaks=tuple(product.leaks),
         frame={"b": frame.b, "h": frame.h, "g": kv, "s": frame.s, "t": frame.t},
-        steps=(*product.steps, *scores.steps),
+        steps=(*product.steps, *scores.steps, *_mask_step(name, masking)),
     )
+
+
+def _mask_step(name: str, masking: Masking) -> Sequence[Step]:
+    if not masking.said:
+        return ()
+    return (Step(node=name, met="mask", meaning=f"{masking.mask}; {masking.verdict}"),)
 
 
 def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:

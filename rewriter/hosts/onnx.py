@@ -16,6 +16,7 @@ from rewriter.hosts.onnx_fused import FUSED
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
+from runtime_ops.dims import declared as declared_length
 from runtime_ops.words import WORDS, Expr, symbol
 
 _KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
@@ -136,7 +137,7 @@ def declared(value: ir.Value) -> tuple[Dim, ...] | None:
 def _declared_dim(value: ir.Value, axis: int, length: int | ir.SymbolicDim) -> Dim:
     if isinstance(length, int):
         return length
-    return Sym.named(length.value or f"?{value.name}.{axis}")
+    return declared_length(length.value) if length.value else Sym.named(f"?{value.name}.{axis}")
 
 
 def element(value: ir.Value) -> np.dtype[Any] | None:

@@ -34,6 +34,12 @@ def gelu_tanh(x: Expr) -> Expr:
     return make("mul", make("mul", x, _number(0.5, x)), make("add", inner, _number(1.0, x)))
 
 
+def softplus(x: Expr) -> Expr:
+    """Return max(x, 0) + log(1 + exp(-|x|)), which no x overflows."""
+    low = make("min", x, make("neg", x))
+    return make("add", make("relu", x), make("log", make("add", make("exp", low), _number(1.0, x))))
+
+
 def _gelu(node: ir.Node, args: Args, opset: int) -> Expr:
     return gelu_tanh(_biased(args)) if attr(node, "approximate", "none") == "tanh" else gelu_erf(_biased(args))
 
@@ -52,13 +58,17 @@ def _sigmoid_times(default: float) -> Row:
 
 def _mish(node: ir.Node, args: Args, opset: int) -> Expr:
     x = _biased(args)
-    softplus = make("log", make("add", make("exp", x), _number(1.0, x)))
-    return make("mul", x, make("tanh", softplus))
+    return make("mul", x, make("tanh", softplus(x)))
+
+
+def _softplus(node: ir.Node, args: Args, opset: int) -> Expr:
+    return softplus(_biased(args))
 
 
 ACTIVATIONS: dict[tuple[str, str], Row] = {
     ("", "Gelu"): _gelu,
     ("", "Mish"): _mish,
+    ("", "Softplus"): _softplus,
     ("", "Swish"): _sigmoid_times(1.0),
     ("com.microsoft", "Gelu"): _gelu,
     ("com.microsoft", "BiasGelu"): _gelu,

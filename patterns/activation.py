@@ -42,6 +42,31 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+# What is met between products and is no activation of feed-forward blocks: named, so that a decline can say so.
+OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "a sigmoid": _sigmoid,
+    "a softplus": lambda z: np.log1p(np.exp(z)),
+    "a ReLU cut off at 6": lambda z: np.clip(z, 0, 6),
+    "a hard swish": lambda z: z * np.clip(z / 6 + 0.5, 0, 1),
+    "an ELU": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    "a leaky ReLU of slope 0.01": lambda z: np.where(z > 0, z, 0.01 * z),
+    "a square": np.square,
+}
+
+
+def other(result: Expr, z: Expr) -> str | None:
+    """Return the name of a function that is known but no activation of feed-forward blocks."""
+    values = _evaluate(result, {z: _GRID})
+    return None if values is None else _match(values, OTHERS)
+
+
+def is_straight(result: Expr, z: Expr) -> bool:
+    """Return whether a pointwise subgraph is linear in ``z`` after all."""
+    values = _evaluate(result, {z: _GRID[:161]})
+    return values is not None and np.allclose(np.diff(values, n=2), 0, atol=_CLOSE)
+
+
 def name(result: Expr, z: Expr) -> str | None:
     """Return the activation that computes ``result`` from ``z``, None if it is none of ``ACTIVATIONS``."""
     values = _evaluate(result, {z: _GRID})
@@ -60,8 +85,8 @@ def gated(result: Expr, first: Expr, second: Expr) -> tuple[str, Expr, Expr] | N
     return None
 
 
-def _match(values: np.ndarray) -> str | None:
-    return next((n for n, f in ACTIVATIONS.items() if np.allclose(values, f(_GRID), rtol=_CLOSE, atol=_CLOSE)), None)
+def _match(values: np.ndarray, known: Mapping[str, Callable[[np.ndarray], np.ndarray]] = ACTIVATIONS) -> str | None:
+    return next((n for n, f in known.items() if np.allclose(values, f(_GRID), rtol=_CLOSE, atol=_CLOSE)), None)
 
 
 def _evaluate(node: Expr, given: Mapping[Expr, np.ndarray]) -> np.ndarray | None:
@@ -100,6 +125,20 @@ def is_view(node: Expr) -> bool:
 def is_pointwise(node: Expr) -> bool:
     """Return whether each element of a node comes from the elements at the same place."""
     return node.word in POINTWISE or is_view(node)
+
+
+def bends(node: Expr) -> bool:
+    """Return whether a pointwise operation is not linear in its operands."""
+    if node.word == "div":
+        return node.args[1].word != "const"
+    if node.word == "mul":
+        return all(a.word != "const" for a in node.args)
+    return node.word in POINTWISE and node.word not in ("add", "sub", "neg")
+
+
+def values_at(result: Expr, z: Expr, points: np.ndarray) -> np.ndarray | None:
+    """Return what a pointwise subgraph makes of some values of ``z``, None if it is not made of ``z`` alone."""
+    return _evaluate(result, {z: points})
 
 
 VIEWS = ("reshape", "transpose", "unsqueeze", "squeeze", "cast")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from patterns import activation, linear
+from patterns import activation, linear, near_miss
 from patterns.linear import Linear, Weights
+from patterns.region import Region, walk
 from patterns.scores import place
-from patterns.site import FeedForwardSite, Operand
+from patterns.site import Decline, FeedForwardSite, Operand
 from rewriter import layout
 from rewriter.hosts.onnx import OnnxGraphs
 from rewriter.layout import Atom, Axes, Axis
@@ -16,41 +17,30 @@ from rewriter.report import Step
 from runtime_ops.dims import Sym, product
 from runtime_ops.words import Expr, symbol
 
-_REGION = 40  # nodes; activations are at most about a dozen
-
-
 ANY_ROWS: Axis = (Atom("…", Sym.named("…")),)  # the rows of tensors of unknown rank
 
 
-def read(graphs: OnnxGraphs) -> Iterator[FeedForwardSite]:
-    """Yield every block linear → activation (gated or not) → linear of a model."""
+def read(graphs: OnnxGraphs) -> Iterator[FeedForwardSite | Decline]:
+    """Yield every block linear → activation (gated or not) → linear of a model, and why near misses are none."""
     weights = Weights()
     for matmul in graphs.exprs_of("matmul"):
         site = _block(graphs, matmul, weights)
         if site is not None:
             yield site
+    yield from near_miss.fused(graphs)
 
 
-@dataclass
-class Region:
-    """What stands between the second product and the first: pointwise operations, and where they start."""
-
-    inner: Expr
-    nodes: dict[int, Expr] = field(default_factory=dict)
-    sources: dict[Expr, Linear] = field(default_factory=dict)
-    rounded: set[str] = field(default_factory=set)
-
-
-def _block(graphs: OnnxGraphs, product: Expr, weights: Weights) -> FeedForwardSite | None:
-    found = _second(graphs, product, weights)
+def _block(graphs: OnnxGraphs, matmul: Expr, weights: Weights) -> FeedForwardSite | Decline | None:
+    found = _second(graphs, matmul, weights)
     if found is None:
-        return None
+        return near_miss.experts(graphs, matmul, weights)
     out, second = found
-    region = _region(second.x, weights)
-    if region is None or not 1 <= len(region.sources) <= 2 or region.inner in region.sources:
-        return None
-    meaning = _activation(region)
-    return None if meaning is None else _site(graphs, out, second, region, meaning)
+    region = walk(second.x.value, second.x.axes, weights)
+    whole = not region.stops and not region.between and region.inner not in region.sources
+    meaning = _activation(region) if whole else None
+    if meaning is None:
+        return near_miss.decline(graphs, second, region)
+    return _site(graphs, out, second, region, meaning)
 
 
 def _second(graphs: OnnxGraphs, product: Expr, weights: Weights) -> tuple[Operand, Linear] | None:
@@ -104,40 +94,10 @@ def _named(product: Expr, weights: Weights) -> Axes | None:
     return tuple(rows)
 
 
-def _region(inner: Operand, weights: Weights) -> Region | None:
-    """Walk inwards to the linear results that a pointwise region starts from; None if it starts from anything else."""
-    region = Region(inner=inner.value)
-    stack = [(region.inner, inner.axes)]
-    while stack:
-        node, axes = stack.pop()
-        if id(node) in region.nodes or node.number() is not None:
-            continue
-        region.nodes[id(node)] = node
-        source = linear.read(node, axes, weights, to="f", over="m")
-        if source is not None:
-            region.sources[node] = source
-        elif len(region.nodes) > _REGION or not activation.is_pointwise(node):
-            return None
-        else:
-            region.rounded |= {node.attrs["op"]} if node.word == "opaque" and activation.is_view(node) else set()
-            for arg in activation.operands(node):
-                have = _axes_of(arg, node, axes)
-                if have is None:
-                    return None
-                stack.append((arg, have))
-    return region
-
-
-def _axes_of(arg: Expr, node: Expr, axes: Axes) -> Axes | None:
-    """Return the layout of an argument of a pointwise operation or a view."""
-    if not activation.is_view(node) or node.word in ("cast", "opaque"):
-        return linear.aligned(arg, axes)
-    inner = layout.back(node, axes)
-    return None if inner is None else inner[1]
-
-
 def _activation(region: Region) -> tuple[str, Linear | None, Linear] | None:
     """Return (activation, gate, in): which it is, and which of two sources it is applied to."""
+    if not 1 <= len(region.sources) <= 2:
+        return None
     first, *rest = region.sources
     if not rest:
         single = activation.name(region.inner, first)
@@ -148,12 +108,12 @@ def _activation(region: Region) -> tuple[str, Linear | None, Linear] | None:
 
 def _site(
     graphs: OnnxGraphs, out: Operand, second: Linear, region: Region, meaning: tuple[str, Linear | None, Linear]
-) -> FeedForwardSite | None:
+) -> FeedForwardSite | Decline:
     name, gate, up = meaning
     made = [one for one in (gate, up) if one is not None]
     pair = next((pair for x in _shared_inputs(made) if (pair := _same_rows(x, out))), None)
     if pair is None:
-        return None
+        return near_miss.say(graphs, second, region, _no_input(made), region.inner)
     rounded = region.rounded.union(second.rounded, *(one.rounded for one in made))
     stored = [one.stored for one in (second, *made) if one.stored]
     return FeedForwardSite(
@@ -182,6 +142,12 @@ def _shared_inputs(made: Sequence[Linear]) -> Iterator[Operand]:
         same = [next((y for y in other if y.value is x.value), None) for other in rest]
         if all(y is not None and y.axes == x.axes for y in same):
             yield x
+
+
+def _no_input(made: Sequence[Linear]) -> str:
+    if len(made) > 1 and not list(_shared_inputs(made)):
+        return "its gate and its other product read different tensors"
+    return "the rows of its input cannot be brought to those of its result"
 
 
 def _inputs(x: Operand) -> Iterator[Operand]:
@@ -236,11 +202,5 @@ def _on_the_way(graphs: OnnxGraphs, node: Expr, inside: set[int]) -> bool:
 
 def _steps(region: Region, meaning: tuple[str, Linear | None, Linear]) -> tuple[Step, ...]:
     name, gate, _ = meaning
-    sources = [Step(node=place(node), met="linear", meaning=_widths(one)) for node, one in region.sources.items()]
     said = f"{name} of one product, times the other" if gate else name
-    return (Step(node=place(region.inner), met="activation", meaning=said), *sources)
-
-
-def _widths(one: Linear) -> str:
-    sizes = {a.name: a.size for axis in one.w.axes for a in axis}
-    return f"model width {sizes['m']}, inner width {sizes['f']}{'' if one.bias is None else ', with a bias'}"
+    return (Step(node=place(region.inner), met="activation", meaning=said), *near_miss.steps(region.sources))

@@ -196,6 +196,8 @@ def _leaks(graphs: OnnxGraphs, region: Region, second: Linear) -> Iterator[str]:
 
 def _on_the_way(graphs: OnnxGraphs, node: Expr, inside: set[int]) -> bool:
     """Return whether a node only quantises what the block itself reads on."""
+    if node.word == "opaque" and activation.is_view(node) and node.rank == 0:
+        return True  # the scale or the zero point of a dynamic quantisation
     quantises = activation.is_view(node) or node.word == "sub"
     return quantises and all(id(u) in inside or _on_the_way(graphs, u, inside) for u in graphs.readers(node))
 

@@ -161,12 +161,12 @@ class _Walk:
         factors = (y, *y.args) if y.word == "mul" else (y,)
         for part in factors:
             vector = vector_over(part, self.axes, self.to, self.weights)
-            if vector is None and part in self.weights and _one_element(part) and of_integers(x):
+            if vector is None and part in self.weights and _one_element(part) and (part is not y or x.word == "cast"):
                 vector = part
             if vector is not None and (part is y or of_integers(x)):  # the scale of x goes with its quantisation
                 self.outer.append(partial(_times, vector))
                 return True
-        return _one_element(y) and of_integers(x)
+        return _one_element(y) and y not in self.weights and of_integers(x)
 
     def _slice(self) -> bool:
         x, *bounds = self.node.args

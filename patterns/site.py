@@ -89,36 +89,84 @@ class AttentionSite:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardSite:
-    """One feed-forward block of a graph: ``out = (activation(x·w_in + b_in) [· (x·w_up + b_up)]) · w_out``.
+    """One feed-forward block of a graph.
+
+    Plain ``out = act(x·w_inᵀ + b_in)·w_outᵀ + b_out``; gated
+    ``out = (act(x·w_gateᵀ + b_gate) ⊙ (x·w_inᵀ + b_in))·w_outᵀ + b_out``.
 
     Attributes:
-        activation: which, decided by its numbers.
-        gated: whether a second projection multiplies the activation.
-        model_width, inner_width: lengths m and f.
-        bias_in: whether the first product has a bias.
-        x, out: the tensors between which the block lies; ``out`` before the second bias.
+        activation: which, decided by its numbers; a key of ``activation.ACTIVATIONS``.
+        x: the input; one axis is m, the others are rows.
+        w_in, w_gate: weights of axes f and m; w_gate is None in a plain block.
+        w_out: weights of axes m and f; the m of the output may be another length than that of the input.
+        b_in, b_gate: vectors [f], or None.
+        b_out: a vector [m], or None where no bias directly follows the second product; then it is not in ``out``.
+        out: the result, after ``b_out``; the same rows as x, perhaps in another order.
+        quantised: None, or the operators that round its numbers to few bits: the formula holds up to that rounding.
+        stored: None, or how weights are kept that are no plain floats: the formula holds exactly.
         node: the node of the second product.
+        leaks: readers of the inner tensor [… f] besides the second product.
         steps: how it was read.
     """
 
     anchor: str
     activation: str
-    gated: bool
-    model_width: Dim | None
-    inner_width: Dim | None
-    bias_in: bool
-    x: Expr = field(compare=False)
-    out: Expr = field(compare=False)
+    x: Operand
+    w_in: Operand
+    b_in: Expr | None = field(compare=False)
+    w_gate: Operand | None
+    b_gate: Expr | None = field(compare=False)
+    w_out: Operand
+    b_out: Expr | None = field(compare=False)
+    out: Operand
+    quantised: str | None
+    stored: str | None
     node: Any = field(compare=False)
+    leaks: Sequence[str] = ()
     steps: Sequence[Step] = field(compare=False, default=())
 
     kind = "feed-forward"
 
     @property
+    def gated(self) -> bool:
+        """Whether a second projection multiplies the activation."""
+        return self.w_gate is not None
+
+    @property
+    def rows(self) -> Axes:
+        """The axes of the tokens, in the order of x: x is ``arranged((*rows, m))``."""
+        return tuple(axis for axis in self.x.axes if not _lettered(axis, "m"))
+
+    @property
+    def model_width(self) -> Dim:
+        """Length m of the input."""
+        return next(a.size for axis in self.x.axes for a in axis if a.name == "m")
+
+    @property
+    def inner_width(self) -> Dim:
+        """Length f."""
+        return next(a.size for axis in self.w_out.axes for a in axis if a.name == "f")
+
+    @property
+    def bias_in(self) -> bool:
+        """Whether the product before the activation has a bias."""
+        return (self.b_gate if self.gated else self.b_in) is not None
+
+    @property
     def reads_as(self) -> str:
         """The block as a formula."""
-        inner = f"{self.activation}(x·w{' + b' if self.bias_in else ''})"
-        return f"({inner} ⊙ x·u)·w_out" if self.gated else f"{inner}·w_out"
+        inner, up = (f"x·{w}{'' if b is None else ' + b'}" for w, b in (("w", self._first), ("u", self.b_in)))
+        up = up if self.b_in is None else f"({up})"
+        block = f"({self.activation}({inner}) ⊙ {up})·w_out" if self.gated else f"{self.activation}({inner})·w_out"
+        return block if self.b_out is None else f"{block} + b_out"
+
+    @property
+    def _first(self) -> Expr | None:
+        return self.b_gate if self.gated else self.b_in
+
+
+def _lettered(axis: Axis, letter: str) -> bool:
+    return any(a.letter == letter for a in axis)
 
 
 @dataclass(frozen=True, kw_only=True)

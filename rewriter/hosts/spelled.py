@@ -29,8 +29,9 @@ def gelu_tanh(x: Expr) -> Expr:
 
 
 def softplus(x: Expr) -> Expr:
-    """Return log(1 + eˣ)."""
-    return make("log", make("add", make("exp", x), number(1.0, x)))
+    """Return max(x, 0) + log(1 + exp(-|x|)), which no x overflows."""
+    low = make("min", x, make("neg", x))
+    return make("add", make("relu", x), make("log", make("add", make("exp", low), number(1.0, x))))
 
 
 def mish(x: Expr) -> Expr:

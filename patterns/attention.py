@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from patterns import mask, operands
 from patterns.scores import Finer, Frame, peel, place, refine, same_axis
@@ -60,6 +61,7 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
     k, v, kv = operands.keys_and_values(scores.k, product.v, frame)
     heads, kv_heads = operands.size(frame.h), operands.size(kv)
     operands.check_heads(softmax, heads, kv_heads)
+    beside = graphs.beside(product.out)
     cap, scale = scores.cap, scores.scale * q.factor * k.factor
     return AttentionSite(
         anchor=name,
@@ -78,10 +80,16 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
         value_width=operands.width(product.v),
         out=Operand(value=product.out, axes=product.axes),
         node=graphs.node(softmax),
-        leaks=tuple(product.leaks),
+        leaks=(*product.leaks, *_scores_given(beside)),
+        beside={handle: expr for handle, expr in beside.items() if expr is not None},
         frame={"b": frame.b, "h": frame.h, "g": kv, "s": frame.s, "t": frame.t},
         steps=(*product.steps, *scores.steps),
     )
+
+
+def _scores_given(beside: Mapping[Any, Expr | None]) -> list[str]:
+    """Return the names of a fused node's further outputs that hold scores or probabilities."""
+    return [f"whoever takes {handle.name}" for handle, expr in beside.items() if expr is None]
 
 
 def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ class AttentionSite:
         out: the tensor that holds the result, and its layout.
         node: the node of the softmax, or of the operation that holds it.
         leaks: readers of the probabilities besides the product with v.
+        beside: what else the node of ``out`` gives (its present keys and values), by handle; a rewrite makes it too.
         frame: the layout that the operands are arranged to: letter to atoms.
         steps: how it was read.
     """
@@ -68,6 +69,7 @@ class AttentionSite:
     out: Operand
     node: Any = field(compare=False)
     leaks: Sequence[str] = ()
+    beside: Mapping[Any, Expr] = field(compare=False, default_factory=dict)
     frame: dict[str, Axis] = field(compare=False, default_factory=dict)
     steps: Sequence[Step] = field(compare=False, default=())
 

@@ -47,7 +47,7 @@ def call(site: AttentionSite, k: int) -> Plan:
     out = site.out.value
     if out.dtype is not None and out.dtype != dtype:
         back = make("cast", back, to=out.dtype)
-    return Plan(values={out.handle: back})
+    return Plan(values={out.handle: back, **site.beside})
 
 
 def _common_type(site: AttentionSite) -> np.dtype[Any]:

@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from rewriter.hosts import onnx_opaque, onnx_read
 from rewriter.hosts.onnx_activation import ACTIVATIONS
-from rewriter.hosts.onnx_fused import FUSED, Unfit
+from rewriter.hosts.onnx_fused import FUSED
 from rewriter.hosts.onnx_row import numpy_type
+from rewriter.hosts.onnx_words import Unfit
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.words import WORDS, Expr, symbol
@@ -37,6 +38,7 @@ class OnnxGraphs:
         self.users: dict[int, list[Expr]] = {}
         self.outputs: set[int] = set()
         self._linked: dict[int, Expr] = {}
+        self._made: dict[ir.Value, Expr] = {}
         self._at: ir.Node | None = None
         self._home: dict[int, ir.Node | None] = {}
         self._owners: dict[ir.Graph, ir.Graph | ir.Function] = {}
@@ -94,7 +96,9 @@ class OnnxGraphs:
             read, why = [], str(reason)
         self._at = node
         for i, value in enumerate(node.outputs):
-            self._bind(value, read[i] if i < len(read) else _opaque(node, args, value, i, why))
+            expr = read[i] if i < len(read) else _opaque(node, args, value, i, why)
+            self._made[value] = expr
+            self._bind(value, expr)
 
     def _words(self, node: ir.Node, args: Sequence[Expr | None], opset: int) -> Sequence[Expr]:
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -128,6 +132,13 @@ class OnnxGraphs:
             for arg in node.args:
                 self.users.setdefault(id(arg), []).append(node)
                 stack.append(arg)
+
+    def beside(self, expr: Expr) -> dict[ir.Value, Expr | None]:
+        """Return the other outputs in use of the node that gives ``expr``: how they are made, None if not in words."""
+        producer = expr.handle.producer() if isinstance(expr.handle, ir.Value) else None
+        used = [v for v in producer.outputs if v.uses() or v.is_graph_output()] if producer is not None else []
+        others = {v: self._made[v] for v in used if v is not expr.handle}
+        return {v: None if made.word == "opaque" and made.handle is v else made for v, made in others.items()}
 
     def readers(self, expr: Expr) -> list[Expr]:
         """Return what uses the elements of ``expr``; uses of its shape alone do not count."""

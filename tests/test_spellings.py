@@ -32,7 +32,7 @@ def test_spelling(spelling: Spelling, tmp_path: Path) -> None:
     original = tmp_path / "original.onnx"
     onnx.save(spelling.build(), original)
     shown = rewriter.show(original)
-    exact = rewriter.apply(original, output=tmp_path / "exact.onnx", verify=spelling.runs)
+    exact = rewriter.apply(original, output=tmp_path / "exact.onnx", verify=spelling.runs and spelling.proves)
     not_yet(spelling, shown, exact)
     check_reading(spelling, shown, exact)
     assert grafted(tmp_path / "exact.onnx") == exact.rewritten

@@ -138,7 +138,7 @@ def _visible(node: ir.Node, padding: Expr, k: Expr) -> Expr:
         raise Unfit(f"{node.op_type} has a padding mask of one axis, and its length against the batch is not known")
     ends, keys = _batch_part(padding, k, 0), w.count(dim(k, 2))
     keep = make("lt", make("cast", keys, to=padding.dtype), ends)
-    if padding.shape[0] != b + b or b == b + b:
+    if padding.shape[0] != b + b:
         return keep
     return make("and", keep, make("le", _batch_part(padding, k, 1), make("cast", keys, to=padding.dtype)))
 

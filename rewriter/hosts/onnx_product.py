@@ -61,6 +61,8 @@ def einsum(node: ir.Node, args: Args, opset: int) -> Expr | None:
     terms, _, result = attr(node, "equation").replace(" ", "").partition("->")
     if len(args) == 1 and sorted(terms) == sorted(set(result)) and args[0] is not None:
         return _permuted(args[0], terms, list(result))
+    if len(args) == 2 and "..." in terms:
+        terms, result = _spelled_out(args, terms, result)
     if len(args) != 2 or "." in terms or any(len(set(t)) != len(t) for t in terms.split(",")):
         return None
     left, right = terms.split(",")
@@ -73,6 +75,20 @@ def einsum(node: ir.Node, args: Args, opset: int) -> Expr | None:
     a = _permuted(args[0], left, [*both, *mine, *inner])  # type: ignore[arg-type]
     b = _permuted(args[1], right, [*both, *inner, *yours])  # type: ignore[arg-type]
     return _permuted(make("matmul", a, b), "".join([*both, *mine, *yours]), list(out))
+
+
+def _spelled_out(args: Args, terms: str, result: str) -> tuple[str, str]:
+    """Return an equation with letters for its "...", which stands for the leading axes of both tensors alike."""
+    parts = terms.split(",")
+    ranks = [
+        None if x is None or x.rank is None else x.rank - len(p.replace("...", ""))
+        for x, p in zip(args, parts, strict=True)
+    ]
+    if len(parts) != 2 or ranks[0] != ranks[1] or ranks[0] is None or not all("..." in p for p in (*parts, result)):
+        return terms, result
+    free = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in terms][: ranks[0]]
+    letters = "".join(free)
+    return terms.replace("...", letters), result.replace("...", letters)
 
 
 def _permuted(x: Expr, have: str, want: Sequence[str]) -> Expr:

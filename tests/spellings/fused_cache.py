@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from sketch import Sketch, Value
 
-from spellings.base import GQA, INF, PAST, R8, Spelling, bias, causal, other, repeat, row
+from spellings.base import CROSS, GQA, INF, PAST, Spelling, repeat, row
 
 MS = "com.microsoft"
 FILL = -10000.0
-RAGGED = ({"b": 2, "s": 1, "p": 6, "n": 7}, {"b": 1, "s": 5, "p": 3, "n": 8}, {"b": 1, "s": 3, "p": 1, "n": 4})
-PROMPT = ({"b": 2, "s": 7, "n": 7}, {"b": 1, "s": 1, "n": 1}, {"b": 3, "s": 5, "n": 5})
 
 
 def past(f: Sketch, name: str) -> Value:
@@ -86,7 +84,7 @@ def valid_twin(is_causal: bool) -> Callable[[Sketch], None]:
 
 
 def masked_rows(f: Sketch, s: Value) -> Value:
-    return f.Where(f.input("keep", "b 1 1 t", "keep", "bool"), s, -INF)
+    return f.Where(f.input("keep", "b 1 s t", "keep", "bool"), s, -INF)
 
 
 def mha(f: Sketch, keys: Value | None = None, mask: Value | None = None, **attrs: Any) -> None:
@@ -98,6 +96,38 @@ def whole(f: Sketch, name: str, dims: str, fill: str, dtype: str | None = None) 
     """A tensor whose last axis is that of all keys: a part for the past beside one for the new."""
     parts = (f.input(f"{name}_{axis}", f"{dims} {axis}", fill, dtype) for axis in "ps")
     return f.Concat(*parts, axis=-1)
+
+
+def mha_packed(f: Sketch, what: str) -> None:
+    """Queries, keys and values (or keys and values) of every head side by side in one tensor."""
+    q, k, v = (x.perm(0, 2, 1, 3).unsqueeze(3) for x in (f.q, f.k, f.v))
+    inputs = (f.Concat(q, k, v, axis=3),) if what == "qkv" else (f.q3, f.Concat(k, v, axis=3))
+    f.finish(f.node("MultiHeadAttention", *inputs, num_heads=f.h, scale=0.3, domain=MS), f.h * f.d)
+
+
+def mha_heads(f: Sketch, op: str = "MultiHeadAttention") -> None:
+    """Keys and values of another sequence that are split into heads already; a bias is for the queries alone."""
+    bias = f.weight("qkv.bias", 3 * f.h * f.d) if op == "MultiHeadAttention" else None
+    q = f.q3 if bias else f.q3 + f.weight("qkv.bias", 3 * f.h * f.d).slice(0, f.h * f.d, 0)
+    f.finish(f.node(op, q, f.k, f.v, bias, num_heads=f.h, scale=0.3, domain=MS), f.h * f.d)
+
+
+def mha_biased(f: Sketch) -> None:
+    bias = f.weight("qkv.bias", 3 * f.h * f.d)
+    f.finish(f.node("MultiHeadAttention", f.q3, f.k3, f.v3, bias, num_heads=f.h, scale=0.3, domain=MS), f.h * f.d)
+
+
+def biased(f: Sketch, sides: int) -> None:
+    bias, width = f.weight("qkv.bias", 3 * f.h * f.d), f.h * f.d
+    q, k, v = (
+        f.heads(x + bias.slice(i * width, (i + 1) * width, 0), f.h) if i < sides else f.heads(x, f.h)
+        for i, x in enumerate((f.q3, f.k3, f.v3))
+    )
+    f.finish(plain(f, q, k, v, lambda s: s, 0.3), width)
+
+
+def separate(f: Sketch) -> None:
+    f.finish(plain(f, f.q, f.k, f.v, lambda s: s, 0.3), f.h * f.d)
 
 
 def token_mask(f: Sketch) -> Value:
@@ -140,9 +170,7 @@ def ms_twin(scores: Callable[[Sketch, Value], Value] = lambda f, s: s) -> Callab
     def write(f: Sketch) -> None:
         q, k, v = (f.heads(x, f.h) for x in f.project("qkv", f.x, 3 * f.h * f.d).split([f.h * f.d] * 3, 2))
         before = f.input("past", f"2 b {f.h} p {f.d}")
-        key, value = (
-            f.Concat(before.slice(i, i + 1, 0).squeeze(0), x, axis=2) for i, x in enumerate((k, v))
-        )
+        key, value = (f.Concat(before.slice(i, i + 1, 0).squeeze(0), x, axis=2) for i, x in enumerate((k, v)))
         f.finish(plain(f, q, key, value, lambda s: scores(f, s), 0.3), f.h * f.d)
         f.output(f.Concat(key.unsqueeze(0), value.unsqueeze(0), axis=0), f"2 b {f.h} total {f.d}")
 
@@ -190,7 +218,7 @@ CACHED: tuple[Spelling, ...] = (
     ),
     row(
         "attention-23-rows-without-a-key",
-        lambda f: f.close(f.Attention(f.q, f.k, f.v, f.input("keep", "b 1 1 t", "keep", "bool"), scale=0.3)),
+        lambda f: f.close(f.Attention(f.q, f.k, f.v, f.input("keep", "b 1 s t", "keep", "bool"), scale=0.3)),
         {"opset": 23},
         scale=0.3,
         mask=True,
@@ -245,6 +273,22 @@ CACHED: tuple[Spelling, ...] = (
         mask=True,
         dims=PAST,
         twin=twin(lambda f, s: s + unseen(f, up_to_length(f))),
+    ),
+    # ONNX Runtime on CPU takes no packed inputs: the rewrite runs against the same in plain operators
+    *(
+        row(f"mha-packed-{what}", lambda f, what=what: mha_packed(f, what), scale=0.3, runs=False, twin=separate)
+        for what in ("qkv", "kv")
+    ),
+    row("mha-biases", mha_biased, scale=0.3, twin=lambda f: biased(f, 3)),
+    row("mha-keys-as-heads", mha_heads, {"cross": True}, scale=0.3, dims=CROSS, twin=lambda f: biased(f, 1)),
+    row(
+        "decoder-masked-cross",
+        lambda f: mha_heads(f, "DecoderMaskedMultiHeadAttention"),
+        {"cross": True},
+        scale=0.3,
+        dims=({"b": 2, "s": 1, "t": 5}, {"b": 1, "s": 1, "t": 1}),
+        proves=False,
+        twin=lambda f: biased(f, 1),
     ),
     row("ms-attention-past", ms_attention, scale=0.3, dims=PAST, twin=ms_twin()),
     row(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patterns import mask, operands
+from patterns import around, mask, operands
 from patterns.scores import Finer, Frame, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
 from rewriter import layout
@@ -82,6 +82,7 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
         node=graphs.node(softmax),
         leaks=(*product.leaks, *_scores_given(beside)),
         beside={handle: expr for handle, expr in beside.items() if expr is not None},
+        **around.read(graphs, scores.q, scores.k, product.v, frame, beside),
         frame={"b": frame.b, "h": frame.h, "g": kv, "s": frame.s, "t": frame.t},
         steps=(*product.steps, *scores.steps),
     )

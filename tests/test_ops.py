@@ -31,6 +31,10 @@ TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfl
 SAMPLES = [(spec, sample) for spec in OPS.values() for sample in spec.samples()]
 OPSETS = (11, 12, 13, 14, 17, 18, 21, 23, 24)
 Arrays = Mapping[str, np.ndarray]
+IN_C: dict[str, Callable[..., np.ndarray]] = {
+    "TopKAttention": kernels.run_topk_attention,
+    "TopKFeedForward": kernels.run_topk_feed_forward,
+}
 PLAIN: dict[str, Callable[..., np.ndarray]] = {"TopKAttention": attention, "TopKFeedForward": feed_forward}
 
 
@@ -100,7 +104,7 @@ def in_reference(spec: OpSpec, arrays: Arrays, attrs: Mapping[str, Any]) -> np.n
 def in_c(isa: str) -> Callable[..., np.ndarray]:
     def run(spec: OpSpec, arrays: Arrays, attrs: Mapping[str, Any]) -> np.ndarray:
         named = {"k_top" if name == "k" else name: value for name, value in attrs.items()}
-        return kernels.run_topk_attention(**arrays, **named, isa=isa)
+        return IN_C[spec.name](**arrays, **named, isa=isa)
 
     return run
 
@@ -109,7 +113,7 @@ def isas() -> list[str]:
     """Return the instruction sets whose kernels take every call and run here; test_kernels has the choosy ones."""
     if kernels.library_path() is None:
         return []
-    return sorted({row["isa"] for row in kernels.kernels() if row["usable"] and not row["limits"]["min_keys"]})
+    return sorted({row["isa"] for row in kernels.kernels() if row["usable"] and not row["limits"].get("min_keys")})
 
 
 no_library = "no kernel library: there was no C++ compiler when graft was installed"

@@ -26,7 +26,7 @@ SELECTIONS = ("preactivation", "magnitude", "contribution")
 
 
 def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Expr:
-    """Return the block's result [… m] in the words of the alphabet."""
+    """Return the block's result [… e] in the words of the alphabet."""
     x, w_in, w_out, w_gate = (inputs[name] for name in ("x", "w_in", "w_out", "w_gate"))
     if x is None or w_in is None or w_out is None:
         raise ValueError("x, w_in and w_out are not optional")
@@ -69,8 +69,9 @@ def check(attrs: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _sample(id: str, seed: int, *, lead: tuple[int, ...] = (2, 5), m: int = 16, f: int = 24, gate: bool = False,
-            biases: bool = True, size: float = 1.0, whole: bool = False, **rest: Any) -> Sample:  # fmt: skip
+def _sample(id: str, seed: int, *, lead: tuple[int, ...] = (2, 5), m: int = 16, f: int = 24, e: int | None = None,
+            gate: bool = False, biases: bool = True, size: float = 1.0, whole: bool = False,
+            **rest: Any) -> Sample:  # fmt: skip
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
@@ -80,10 +81,10 @@ def _sample(id: str, seed: int, *, lead: tuple[int, ...] = (2, 5), m: int = 16, 
     arrays: dict[str, np.ndarray | None] = {
         "x": normal(*lead, m) * np.float32(size),
         "w_in": normal(f, m),
-        "w_out": normal(f, m),
+        "w_out": normal(f, e or m),
     }
     if biases:
-        arrays.update(b_in=normal(f), b_out=normal(m))
+        arrays.update(b_in=normal(f), b_out=normal(e or m))
     if gate:
         arrays["w_gate"] = normal(f, m)
     if gate and biases:
@@ -109,6 +110,8 @@ def samples() -> Sequence[Sample]:
         ("decode-batch", {"lead": (7, 1), "m": 40, "f": 300, "k": 20}),
         ("one-neuron", {"f": 1, "k": 2}),
         ("odd-widths", {"m": 7, "f": 13, "k": 4}),
+        ("other-width", {"e": 21, "k": 4}),
+        ("other-width-many", {"lead": (67,), "e": 7, "k": 20}),
         ("many-odd", {"lead": (67,), "m": 37, "f": 131, "k": 9}),
         ("many-exact", {"lead": (67,), "m": 37, "f": 131}),
         ("many-chunks", {"lead": (67,), "m": 37, "f": 131, "k": 9, "chunk": 16}),
@@ -135,9 +138,9 @@ TOPK_FEED_FORWARD = OpSpec(
     inputs=(
         Input(name="x", layout="... m"),
         Input(name="w_in", layout="f m"),
-        Input(name="w_out", layout="f m"),
+        Input(name="w_out", layout="f e"),
         Input(name="b_in", layout="f", optional=True),
-        Input(name="b_out", layout="m", optional=True),
+        Input(name="b_out", layout="e", optional=True),
         Input(name="w_gate", layout="f m", optional=True),
         Input(name="b_gate", layout="f", optional=True),
     ),
@@ -147,7 +150,7 @@ TOPK_FEED_FORWARD = OpSpec(
         Attribute(name="select_by", kind=str, default="preactivation", doc=", ".join(SELECTIONS)),
         Attribute(name="chunk", kind=int, default=0, doc="tokens worked on at a time; 0: the library's choice"),
     ),
-    output="... m",
+    output="... e",
     reference=reference,
     check=check,
     samples=samples,

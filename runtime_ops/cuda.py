@@ -72,9 +72,7 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def run_forward(
-    library: ctypes.CDLL, args: TopKAttention, saved: _Saved | None, stream: int, scratch: Scratch
-) -> None:
+def run_forward(library: ctypes.CDLL, args: TopKAttention, saved: _Saved | None, stream: int, scratch: Scratch) -> None:
     """Enqueue one forward pass; with `saved`, keep what the backward pass needs."""
     size = max(library.graft_cuda_topk_attention_workspace(ctypes.byref(args)), 0)
     tail = (ctypes.c_void_p(stream), ctypes.c_void_p(scratch(size)), ctypes.c_size_t(size))

@@ -166,6 +166,12 @@ def _no_values(users: Sequence[Expr]) -> str:
     first = users[0]
     if first.word == "matmul":
         return "the product after the softmax does not contract the key axis t of the probabilities"
+    whole = first.args[0].shape if first.word == "slice" else None
+    if whole and first.shape and whole[-1] != first.shape[-1]:
+        return (
+            "the probabilities are cut by a Slice before their product with the values: the softmax runs over more "
+            "than the keys, as with attention sinks, which no operation of graft has yet"
+        )
     met = first.attrs["op"] if first.word == "opaque" else first.word.capitalize()
     return f"the probabilities go into {met} instead of a product with values"
 

@@ -64,7 +64,7 @@ SHAPE_OF_INPUT: dict[str, int] = {
 
 def opaque_shape(node: ir.Node, args: Args, index: int) -> tuple[Dim, ...] | None:
     """Return the shape of an opaque operator's output where it is plain."""
-    if index > 0:
+    if index > 0 and node.op_type != "TopK":
         return () if node.op_type == "DynamicQuantizeLinear" else None
     row = _SHAPES.get(node.op_type)
     if row is not None:
@@ -76,7 +76,7 @@ def opaque_shape(node: ir.Node, args: Args, index: int) -> tuple[Dim, ...] | Non
 
 def opaque_type(node: ir.Node, args: Args) -> np.dtype[Any] | None:
     """Return the element type of an opaque operator's first output where it is that of its data input."""
-    plain = node.op_type in SHAPE_OF_INPUT or node.op_type in ("Tile", "Conv", "Einsum", "GatherND", "Pad", "Resize")
+    plain = node.op_type in SHAPE_OF_INPUT or node.op_type in _SHAPES or node.op_type in ("Conv", "GatherND", "Resize")
     changes = node.op_type in (
         "QuantizeLinear",
         "DequantizeLinear",
@@ -119,8 +119,18 @@ def _summed(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
     return tuple(lengths.get(letter, 1) for letter in result)
 
 
+def _chosen(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
+    """Return the shape of both outputs of a TopK; k is an input since opset 10."""
+    x, count = args[0], args[1] if len(args) > 1 else None
+    if x is None or not x.shape or count is None or count.known is None or count.known.size != 1:
+        return None
+    axis = attr(node, "axis", -1) % len(x.shape)
+    return (*x.shape[:axis], count.known.reshape(-1).tolist()[0], *x.shape[axis + 1 :])
+
+
 _SHAPES: dict[str, Callable[[ir.Node, Args], tuple[Dim, ...] | None]] = {
     "Einsum": _summed,
     "Pad": _padded,
     "Tile": _tiled,
+    "TopK": _chosen,
 }

@@ -68,7 +68,8 @@ def _ends(graphs: OnnxGraphs, product: Expr, axes: Axes, weights: Weights) -> It
         [user] = users
         bias = user.word == "add" and any(a in weights for a in user.args) and user.rank == node.rank
         scale = linear.of_integers(node) and user.word in ("cast", "mul") and user.rank == node.rank
-        onward = axes if bias or scale else layout.forward(user, axes)
+        rounds = user.word == "opaque" and activation.is_view(user)
+        onward = axes if bias or scale or rounds else layout.forward(user, axes)
         if onward is None:
             return
         node, axes, begun = user, onward, begun and not (bias or scale)

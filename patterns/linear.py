@@ -226,11 +226,9 @@ def _one_element(x: Expr) -> bool:
 
 
 def _stored(w: Expr) -> str | None:
-    """Return how weights are kept if a dequantisation stands before them."""
-    for node in interpret.topological(w, lambda e: False):
-        if node.word == "opaque":
-            return str(node.attrs["op"])
-    return None
+    """Return the element type that weights are kept in if they are worked out from matrices that are no floats."""
+    kept = [node for node in interpret.topological(w, lambda e: False) if node.word == "const" and (node.rank or 0) > 1]
+    return next((str(node.dtype) for node in kept if not _is_float(node)), None)
 
 
 def product(node: Expr, axes: Axes, weights: Weights, *, to: str, over: str) -> tuple[Operand, Operand] | None:

@@ -99,7 +99,7 @@ class FeedForwardSite:
         b_out: a vector [m], or None where no bias directly follows the second product; then it is not in ``out``.
         out: the result, after ``b_out``; the same rows as x, perhaps in another order.
         quantised: None, or the operators that round its numbers to few bits: the formula holds up to that rounding.
-        stored: None, or how weights are kept that are no plain floats: the formula holds exactly.
+        stored: None, or the element type that weights are worked out from if that is none of floats.
         node: the node of the second product.
         leaks: readers of the inner tensor [… f] besides the second product.
         steps: how it was read.

@@ -12,12 +12,14 @@ import onnx_ir as ir
 from rewriter.hosts import onnx_opaque, onnx_read
 from rewriter.hosts.onnx_activation import ACTIVATIONS
 from rewriter.hosts.onnx_fused import FUSED, Unfit
+from rewriter.hosts.onnx_quantised import QUANTISED
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.words import WORDS, Expr, symbol
 
 _KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
+_SPELLED_OUT = {**FUSED, **ACTIVATIONS, **QUANTISED}
 
 
 class OnnxGraphs:
@@ -101,7 +103,7 @@ class OnnxGraphs:
         if node.op_type == "Constant" and not domain:
             return [_constant(node)]
         key = (domain, node.op_type)
-        row = FUSED.get(key) or ACTIVATIONS.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
+        row = _SPELLED_OUT.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
         if row is None or any(a is None for a in args[: _needed(node.op_type)]):
             return []
         try:

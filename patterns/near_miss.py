@@ -33,9 +33,9 @@ def decline(graphs: OnnxGraphs, second: Linear, region: Region) -> Decline | Non
     if count == 1:
         return _one(graphs, second, region)
     if count == 2:
-        reason = "two products meet between its products, but not as activation(gate) · up by their numbers"
+        reason = "two linear results meet between its products, but not as activation(gate) · up by their numbers"
     else:
-        reason = f"{count} products with constant weights meet between its products; a block has one, or two if gated"
+        reason = f"{count} linear results meet between its products; a block has one, or two if gated"
     return say(graphs, second, region, reason, bends[0])
 
 

@@ -44,6 +44,7 @@ def _row(name: str, site: Any) -> SiteRow:
         model_width=_number(getattr(site, "model_width", None)),
         inner_width=_number(getattr(site, "inner_width", None)),
         anchor=site.anchor,
+        **{name: getattr(site, name, None) for name in ("activation", "gated", "biases", "quantised", "stored")},
     )
 
 

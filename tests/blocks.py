@@ -161,9 +161,8 @@ def conv(rank: int) -> Callable[[Sketch], None]:
 
 def conv_without_bias(f: Sketch) -> None:
     x = f.input("image", f"b {MODEL} t u")
-    z = f.Conv(x, f.weight("in.w", INNER, MODEL, 1, 1))
-    f.output(f.Conv(f.HardSigmoid(z, alpha=1 / 6) * z, f.weight("skip.w", 3, INNER, 1, 1)), "b 3 t u")
-    f.output(f.Conv(f.Relu(z), f.weight("out.w", MODEL, INNER, 1, 1)), f"b {MODEL} t u")
+    y = f.Relu(f.Conv(x, f.weight("in.w", INNER, MODEL, 1, 1)))
+    f.output(f.Conv(y, f.weight("out.w", MODEL, INNER, 1, 1)), f"b {MODEL} t u")
 
 
 def scaled_by_neuron(f: Sketch) -> None:
@@ -289,6 +288,7 @@ BLOCKS: dict[str, Block] = {
     "other-width-out": Block(write=other_width_out, biases="in"),
     "conv-1d": Block(write=conv(1), biases="in out", layout="b m s"),
     "conv-2d": Block(write=conv(2), biases="in out", layout="b m s0 s1"),
+    "conv-without-bias": Block(write=conv_without_bias, layout="b m s0 s1"),
     "scaled-by-neuron": Block(write=scaled_by_neuron, biases="in"),
     "two-biases": Block(write=two_biases, biases="in out"),
     "inner-is-output": Block(write=inner_is_output, biases="in out", leaks=1),
@@ -307,4 +307,119 @@ BLOCKS: dict[str, Block] = {
     "four-bits": Block(write=n_bits(4, False), biases="in out", stored="uint8"),
     "four-bits-zero-points": Block(write=n_bits(4, True), biases="in out", stored="uint8"),
     "eight-bits": Block(write=n_bits(8, False), biases="in out", stored="uint8"),
+}  # fmt: skip
+
+
+# -- declined --------------------------------------------------------------------------------------
+
+
+def pooled(f: Sketch) -> None:
+    """A classifier on the first token, as BERT's."""
+    token = f.Gather(f.x, np.array(0), axis=1)
+    f.output(f.Tanh(linear(f, "in", token)) @ f.weight("out.w", INNER, 3), "b 3")
+
+
+def of_first(act: Act) -> Callable[[Sketch], None]:
+    return lambda f: close(f, act(f, first(f)))
+
+
+def with_norm(f: Sketch) -> None:
+    close(f, f.LayerNormalization(f.Relu(first(f)), f.weight("g", INNER), f.weight("b", INNER), axis=-1))
+
+
+def norm_before_activation(f: Sketch) -> None:
+    close(f, f.Relu(f.LayerNormalization(first(f), f.weight("g", INNER), f.weight("b", INNER), axis=-1)))
+
+
+def depthwise(f: Sketch) -> None:
+    """As SegFormer: the neurons of neighbouring tokens are mixed before the activation."""
+    z = first(f).perm(0, 2, 1)
+    z = f.Conv(z, f.weight("mix", INNER, 1, 3), group=INNER, pads=[1, 1], kernel_shape=[3])
+    close(f, f.Relu(z.perm(0, 2, 1)))
+
+
+def three_products(f: Sketch) -> None:
+    gate, up = pair(f)
+    close(f, f.Relu(gate) * up * f.Sigmoid(linear(f, "third", f.x)))
+
+
+def two_added(f: Sketch) -> None:
+    gate, up = pair(f)
+    close(f, f.Relu(gate) + up)
+
+
+def bilinear(f: Sketch) -> None:
+    gate, up = pair(f)
+    close(f, gate * up)
+
+
+def gate_of_another(f: Sketch) -> None:
+    other = f.input("other", f"b s {MODEL}")
+    close(f, f.Relu(linear(f, "gate", other)) * linear(f, "up", f.x))
+
+
+def tokens_merged(f: Sketch) -> None:
+    """Two tokens of the first product are one row of the second, as in patch merging."""
+    y = f.Relu(first(f)).reshape(f.x.dim(0), -1, 2 * INNER)
+    bare(f, y, 2 * INNER, f"b r {MODEL}")
+
+
+def by_neuron(f: Sketch) -> None:
+    z = first(f)
+    close(f, f.Max(z, z * f.weight("slope", INNER)))
+
+
+def batched_experts(f: Sketch) -> None:
+    x = f.x.unsqueeze(1)
+    y = f.Relu(x @ f.weight("in.w", 4, MODEL, INNER)) @ f.weight("out.w", 4, INNER, MODEL)
+    f.output(y, f"b 4 s {MODEL}")
+
+
+def chosen_experts(f: Sketch) -> None:
+    """Every sequence goes to one of four experts."""
+    which = f.input("expert", "b", fill="zeros", dtype="int64")
+    w_in, w_out = (
+        f.Gather(f.weight(n, 4, *shape), which) for n, shape in (("in", (MODEL, INNER)), ("out", (INNER, MODEL)))
+    )
+    f.output(f.Relu(f.x @ w_in) @ w_out, f"b s {MODEL}")
+
+
+def fused_experts(f: Sketch) -> None:
+    router = f.x.reshape(-1, MODEL) @ f.weight("router", MODEL, 4)
+    w = f.weight("in.w", 4, INNER, MODEL), None, f.weight("out.w", 4, MODEL, INNER)
+    f.output(f.node("MoE", f.x, router, *w, domain=MS, k=1, activation_type="relu"), f"b s {MODEL}")
+
+
+# name: (graph, regular expression of the reason; None: nothing to say, it is nothing like a block)
+DECLINED: dict[str, tuple[Callable[[Sketch], None], str | None]] = {
+    "pooled-tanh": (pooled, "^tanh stands between its products, which is none of the activations relu, gelu"),
+    "elu": (of_first(lambda f, z: f.Elu(z)), "^an ELU stands"),
+    "hard-swish": (of_first(lambda f, z: f.HardSwish(z)), "^a hard swish stands"),
+    "relu6": (of_first(lambda f, z: f.Clip(z, 0.0, 6.0)), "^a ReLU cut off at 6 stands"),
+    "two-activations": (of_first(lambda f, z: f.Relu(f.Tanh(z))), r"takes -2, -1, 0, 1, 2 to 0, 0, 0, 0.762, 0.964,"),
+    "half-a-gelu": (
+        of_first(lambda f, z: z * (f.Erf(z / 2**0.5) + 1.0) * 0.51), r"takes -2, -1, 0, 1, 2 to -0.0464, -0.162, 0,"
+    ),
+    "softsign": (of_first(lambda f, z: f.Relu(f.Softsign(z))), "^a Softsign stands between its products$"),
+    "by-neuron": (by_neuron, "^two linear results meet"),
+    "limit-by-neuron": (
+        of_first(lambda f, z: f.Min(f.Relu(z), f.weight("top", INNER))), "another function for each neuron"
+    ),
+    "norm-between": (with_norm, "^a LayerNormalization stands between its products and mixes the neurons of a row"),
+    "norm-before-activation": (norm_before_activation, "^a LayerNormalization stands between"),
+    "depthwise": (depthwise, "^a depthwise Conv stands between its products and mixes neighbouring tokens"),
+    "three-products": (three_products, "^3 linear results meet"),
+    "two-added": (two_added, r"not as activation\(gate\) · up"),
+    "bilinear": (bilinear, r"not as activation\(gate\) · up"),
+    "gate-of-another": (gate_of_another, "read different tensors"),
+    "tokens-merged": (tokens_merged, "neurons of one are rows of the other"),
+    "batched-experts": (batched_experts, "^its weights are 4 matrices, one for each slice of the batch"),
+    "chosen-experts": (chosen_experts, "^its weights are 4 matrices, of which the model chooses"),
+    "fused-experts": (fused_experts, "^a MoE operator holds several experts"),
+    "no-activation": (of_first(lambda f, z: z), None),
+    "straight": (of_first(lambda f, z: f.Max(z, z) * 2.0), None),
+    "softmax": (of_first(lambda f, z: f.Softmax(z, axis=-1)), None),
+    "norm-alone": (lambda f: close(f, f.LayerNormalization(first(f), f.weight("g", INNER), axis=-1)), None),
+    "input": (lambda f: close(f, f.Relu(f.x), MODEL), None),
+    "attention": (lambda f: f.attend(), None),
 }  # fmt: skip

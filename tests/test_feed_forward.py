@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from blocks import BLOCKS, INNER, MODEL, MS, Act, close, first, tanh_gelu
+from blocks import BLOCKS, DECLINED, INNER, MODEL, MS, Act, close, first, tanh_gelu
 from formula import formula, truth
 from sketch import Sketch, feeds
 
+import rewriter
 from patterns.site import FeedForwardSite
 from rewriter.reading import open_any, read
 from rewriter.site_check import frontier
@@ -99,8 +101,22 @@ def test_block(name: str, tmp_path: Path) -> None:
     f = Sketch(name, m=MODEL, opset=block.opset, dtype=block.dtype)
     block.write(f)
     [site] = read_blocks(f, tmp_path / "model.onnx", block.off)
-    biases = {"in": site.b_in, "gate": site.b_gate, "out": site.b_out}
     assert (site.activation, site.gated, site.x.layout) == (block.activation, block.gated, block.layout)
-    assert " ".join(name for name, bias in biases.items() if bias is not None) == block.biases
+    assert " ".join(site.biases) == block.biases
     assert (site.model_width, site.inner_width) == block.widths
     assert (site.quantised, site.stored, len(site.leaks)) == (block.quantised, block.stored, block.leaks)
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_declined(name: str, tmp_path: Path) -> None:
+    write, reason = DECLINED[name]
+    f = Sketch(name, m=MODEL)
+    write(f)
+    onnx.save(f.model(), tmp_path / "model.onnx")
+    shown = rewriter.show(tmp_path / "model.onnx")
+    assert not [site for site in shown.sites if site.kind == "feed-forward"]
+    declined = [row for row in shown.declines if row.kind == "feed-forward"]
+    assert len(declined) == (reason is not None), declined
+    if reason is not None:
+        assert re.search(reason, declined[0].reason), declined[0].reason
+        assert {declined[0].anchor, declined[0].at} <= {node.name for node in f.nodes}

@@ -11,7 +11,7 @@ from patterns.region import Region, walk
 from patterns.scores import place
 from patterns.site import Decline, FeedForwardSite, Operand
 from rewriter import layout
-from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.hosts.base import Graphs
 from rewriter.layout import Atom, Axes, Axis
 from rewriter.report import Step
 from runtime_ops.dims import Sym, product
@@ -20,7 +20,7 @@ from runtime_ops.words import Expr, symbol
 ANY_ROWS: Axis = (Atom("…", Sym.named("…")),)  # the rows of tensors of unknown rank
 
 
-def read(graphs: OnnxGraphs) -> Iterator[FeedForwardSite | Decline]:
+def read(graphs: Graphs) -> Iterator[FeedForwardSite | Decline]:
     """Yield every block linear → activation (gated or not) → linear of a model, and why near misses are none."""
     weights = Weights()
     for matmul in graphs.exprs_of("matmul"):
@@ -30,7 +30,7 @@ def read(graphs: OnnxGraphs) -> Iterator[FeedForwardSite | Decline]:
     yield from near_miss.fused(graphs)
 
 
-def _block(graphs: OnnxGraphs, matmul: Expr, weights: Weights) -> FeedForwardSite | Decline | None:
+def _block(graphs: Graphs, matmul: Expr, weights: Weights) -> FeedForwardSite | Decline | None:
     found = _second(graphs, matmul, weights)
     if found is None:
         return near_miss.experts(graphs, matmul, weights)
@@ -43,7 +43,7 @@ def _block(graphs: OnnxGraphs, matmul: Expr, weights: Weights) -> FeedForwardSit
     return _site(graphs, out, second, region, meaning)
 
 
-def _second(graphs: OnnxGraphs, product: Expr, weights: Weights) -> tuple[Operand, Linear] | None:
+def _second(graphs: Graphs, product: Expr, weights: Weights) -> tuple[Operand, Linear] | None:
     """Return the result of a product with constant weights, with its bias where one directly follows, and its parts."""
     axes = _named(product, weights)
     if axes is None:
@@ -55,7 +55,7 @@ def _second(graphs: OnnxGraphs, product: Expr, weights: Weights) -> tuple[Operan
     return None
 
 
-def _ends(graphs: OnnxGraphs, product: Expr, axes: Axes, weights: Weights) -> Iterator[Operand]:
+def _ends(graphs: Graphs, product: Expr, axes: Axes, weights: Weights) -> Iterator[Operand]:
     """Yield values of the graph where a product can be said to end: with its scales, with a bias, behind views."""
     node, begun = product, False
     while True:
@@ -108,7 +108,7 @@ def _activation(region: Region) -> tuple[str, Linear | None, Linear] | None:
 
 
 def _site(
-    graphs: OnnxGraphs, out: Operand, second: Linear, region: Region, meaning: tuple[str, Linear | None, Linear]
+    graphs: Graphs, out: Operand, second: Linear, region: Region, meaning: tuple[str, Linear | None, Linear]
 ) -> FeedForwardSite | Decline:
     name, gate, up = meaning
     made = [one for one in (gate, up) if one is not None]
@@ -184,7 +184,7 @@ def _finest(axis: Axis, ends: Mapping[str, Atom]) -> Axis:
     return tuple(out)
 
 
-def _leaks(graphs: OnnxGraphs, region: Region, second: Linear) -> Iterator[str]:
+def _leaks(graphs: Graphs, region: Region, second: Linear) -> Iterator[str]:
     """Yield who else reads the inner tensor."""
     inside = {*region.nodes, id(second.product)}
     for node in region.nodes.values():
@@ -195,7 +195,7 @@ def _leaks(graphs: OnnxGraphs, region: Region, second: Linear) -> Iterator[str]:
                 yield f"{place(user)} ({user.word})"
 
 
-def _on_the_way(graphs: OnnxGraphs, node: Expr, inside: set[int]) -> bool:
+def _on_the_way(graphs: Graphs, node: Expr, inside: set[int]) -> bool:
     """Return whether a node only quantises what the block itself reads on."""
     if node.word == "opaque" and activation.is_view(node) and node.rank == 0:
         return True  # the scale or the zero point of a dynamic quantisation

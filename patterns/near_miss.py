@@ -14,7 +14,7 @@ from patterns.linear import Linear, Weights
 from patterns.region import Region, is_depthwise, walk
 from patterns.scores import place
 from patterns.site import Decline
-from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.hosts.base import Graphs
 from rewriter.report import Step
 from runtime_ops.dims import Dim
 from runtime_ops.words import Expr
@@ -22,7 +22,7 @@ from runtime_ops.words import Expr
 _POINTS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
 
 
-def decline(graphs: OnnxGraphs, second: Linear, region: Region) -> Decline | None:
+def decline(graphs: Graphs, second: Linear, region: Region) -> Decline | None:
     """Return why the region is no block, None if it does not look like one."""
     bends = region.bends
     if region.stops or not bends or not (region.sources or _products(region)):
@@ -39,7 +39,7 @@ def decline(graphs: OnnxGraphs, second: Linear, region: Region) -> Decline | Non
     return say(graphs, second, region, reason, bends[0])
 
 
-def _one(graphs: OnnxGraphs, second: Linear, region: Region) -> Decline | None:
+def _one(graphs: Graphs, second: Linear, region: Region) -> Decline | None:
     [source] = region.sources
     if activation.is_straight(region.inner, source):
         return None
@@ -58,7 +58,7 @@ def _table(values: np.ndarray) -> str:
     return f"takes {took} to {gave}"
 
 
-def _between(graphs: OnnxGraphs, second: Linear, region: Region) -> Decline:
+def _between(graphs: Graphs, second: Linear, region: Region) -> Decline:
     node = next((node for node in region.between if node.word == "opaque"), region.between[0])
     if node.word == "opaque":
         mixes = "neighbouring tokens" if is_depthwise(node) else _MIXES.get(node.attrs["op"], "")
@@ -75,7 +75,7 @@ _MIXES = dict.fromkeys(
 )
 
 
-def say(graphs: OnnxGraphs, second: Linear, region: Region, reason: str, at: Expr) -> Decline:
+def say(graphs: Graphs, second: Linear, region: Region, reason: str, at: Expr) -> Decline:
     """Return a decline that tells how far the reader came: second product, region, first products."""
     return Decline(
         anchor=graphs.node_name(second.product),
@@ -98,7 +98,7 @@ def steps(sources: Mapping[Expr, Linear]) -> Iterator[Step]:
         yield Step(node=place(node), met="linear", meaning=f"model width {sizes['m']}, inner width {sizes['f']}{bias}")
 
 
-def experts(graphs: OnnxGraphs, product: Expr, weights: Weights) -> Decline | None:
+def experts(graphs: Graphs, product: Expr, weights: Weights) -> Decline | None:
     """Return why a second product that has one matrix for each expert is no block, None if it is none of these."""
     count, chosen = _experts(product.args[1], weights)
     if count is None or product.args[0] in weights:
@@ -136,7 +136,7 @@ FUSED = {
 }
 
 
-def fused(graphs: OnnxGraphs) -> Iterator[Decline]:
+def fused(graphs: Graphs) -> Iterator[Decline]:
     """Yield a decline for every operator that is a mixture of experts."""
     for node in graphs.exprs_of("opaque"):
         if node.attrs["op"] in FUSED:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from patterns.mask import Causal, Mask
 from rewriter.layout import Axes, Axis, arrange, text
 from rewriter.report import Step
 from runtime_ops.dims import Dim
@@ -42,9 +43,10 @@ class AttentionSite:
 
     Attributes:
         q, k, v: the operands, with the layout that they have in the graph.
-        bias: everything that is added to the scores, masks included, arranged to broadcast to [b h s t].
-        causal: None, or c where it is proved that query i sees key j only if j <= i + c; then not in ``bias``.
-        mask: causality and bias in words.
+        bias: what is added to the scores, masks included, arranged to broadcast to [b h s t].
+        causal: None, or that query i sees key j only if j <= i + offset; proved, and not in ``bias``.
+        keys: None, or bool [b t] of the keys that are visible; proved, and not in ``bias``.
+        mask: all that was read of the mask, wherever it is passed; in words as text.
         out: the tensor that holds the result, and its layout.
         node: the node of the softmax, or of the operation that holds it.
         leaks: readers of the probabilities besides the product with v.
@@ -59,8 +61,9 @@ class AttentionSite:
     scale: float
     softcap: float | None
     bias: Expr | None = field(compare=False)
-    causal: int | None
-    mask: str
+    causal: Causal | None
+    keys: Expr | None = field(compare=False)
+    mask: Mask
     heads: Dim
     kv_heads: Dim
     head_width: Dim | None
@@ -80,7 +83,8 @@ class AttentionSite:
         if self.softcap:
             score = f"{self.softcap:g} tanh({score} / {self.softcap:g})"
         score += " + bias" if self.bias is not None else ""
-        return f"softmax({score}{', causal' if self.causal is not None else ''}) v"
+        flags = ", causal" * (self.causal is not None) + ", keys" * (self.keys is not None)
+        return f"softmax({score}{flags}) v"
 
 
 @dataclass(frozen=True, kw_only=True)

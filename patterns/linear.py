@@ -12,6 +12,8 @@ from patterns.site import Operand
 from rewriter import layout
 from rewriter.layout import Atom, Axes, Axis
 from runtime_ops import interpret
+from runtime_ops.dims import Dim
+from runtime_ops.dims import product as length
 from runtime_ops.words import Expr, const, make
 
 QUANTISERS = ("DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear")
@@ -36,6 +38,11 @@ class Linear:
     product: Expr
     rounded: frozenset[str]
     stored: str | None
+
+    @property
+    def inner_width(self) -> Dim:
+        """Length f of the weights."""
+        return next(a.size for axis in self.w.axes for a in axis if a.letter == "f")
 
 
 @dataclass
@@ -254,6 +261,8 @@ def product(node: Expr, axes: Axes, weights: Weights, *, to: str, over: str) -> 
     feature: Axis = (Atom(to, pair[1]),)
     if any((a.letter == to) != (axis is axes[mine]) for axis in axes for a in axis):
         return None  # neurons and rows are mixed
+    if length(a.size for a in axes[mine]) != pair[1]:
+        return None  # one neuron is repeated
     at = len(axes) + mine
     have = tuple(inner if i == at else axis for i, axis in enumerate(axes))[len(axes) - rank :]
     blank: Axes = ((),) * (len(w.shape) - 2)

@@ -185,6 +185,13 @@ def inner_read_twice(f: Sketch) -> None:
     f.output(f.ReduceSum(y, [2], keepdims=0), "b s")
 
 
+def cast_twice(f: Sketch) -> None:
+    """Each product converts its input for itself."""
+    x = f.input("wide", f"b s {MODEL}", dtype="float64")
+    gate, up = linear(f, "gate", x.to("float32")), linear(f, "up", x.to("float32"))
+    close(f, f.Relu(gate) * up)
+
+
 def half(f: Sketch) -> None:
     close(f, f.Relu(first(f).to("float32")).to("float16"))
 
@@ -293,6 +300,7 @@ BLOCKS: dict[str, Block] = {
     "two-biases": Block(write=two_biases, biases="in out"),
     "inner-is-output": Block(write=inner_is_output, biases="in out", leaks=1),
     "inner-read-twice": Block(write=inner_read_twice, biases="in", leaks=1),
+    "cast-twice": Block(write=cast_twice, gated=True, biases="in gate out"),
     "half": Block(write=half, biases="in out", dtype="float16", off=4e-3),
     "residual-after": Block(write=residual_after, biases="in out"),
     "result-read-twice": Block(write=result_read_twice, biases="in"),
@@ -364,6 +372,27 @@ def tokens_merged(f: Sketch) -> None:
     bare(f, y, 2 * INNER, f"b r {MODEL}")
 
 
+def gate_of_one(f: Sketch) -> None:
+    """One gate for all neurons of a token."""
+    close(f, f.Relu(f.x @ f.weight("gate.w", MODEL, 1)) * linear(f, "up", f.x))
+
+
+def limited_factor(f: Sketch) -> None:
+    """As a gate, but its other factor is cut off at 7."""
+    gate, up = pair(f)
+    close(f, gate * f.Sigmoid(gate) * f.Clip(up, -7.0, 7.0))
+
+
+def both_bent(f: Sketch) -> None:
+    gate, up = pair(f)
+    close(f, f.Relu(gate) * f.Relu(up))
+
+
+def gate_of_sentence(f: Sketch) -> None:
+    first_token = f.x.slice(0, 1, 1)
+    close(f, f.Relu(linear(f, "gate", first_token)) * linear(f, "up", f.x))
+
+
 def by_neuron(f: Sketch) -> None:
     z = first(f)
     close(f, f.Max(z, z * f.weight("slope", INNER)))
@@ -411,6 +440,12 @@ DECLINED: dict[str, tuple[Callable[[Sketch], None], str | None]] = {
     "three-products": (three_products, "^3 linear results meet"),
     "two-added": (two_added, r"not as activation\(gate\) · up"),
     "bilinear": (bilinear, r"not as activation\(gate\) · up"),
+    "both-bent": (both_bent, r"not as activation\(gate\) · up"),
+    "limited-factor": (limited_factor, r"not as activation\(gate\) · up"),
+    "limited-far": (of_first(lambda f, z: f.Clip(z, 0.0, 40.0)), "takes -2, -1, 0, 1, 2 to 0, 0, 0, 1, 2"),
+    "rounded": (of_first(lambda f, z: f.Relu(z).to("int32").to("float32")), None),
+    "gate-of-one": (gate_of_one, "has 1 neurons"),
+    "gate-of-sentence": (gate_of_sentence, "read different tensors"),
     "gate-of-another": (gate_of_another, "read different tensors"),
     "tokens-merged": (tokens_merged, "neurons of one are rows of the other"),
     "batched-experts": (batched_experts, "^its weights are 4 matrices, one for each slice of the batch"),

@@ -59,7 +59,7 @@ def _ends(graphs: Graphs, product: Expr, axes: Axes, weights: Weights) -> Iterat
     """Yield values of the graph where a product can be said to end: with its scales, with a bias, behind views."""
     node, begun = product, False
     while True:
-        if node.handle is not None and not begun:
+        if node.handle is not None and not begun and linear.is_float(node):
             yield Operand(value=node, axes=axes)
             begun = True
         users = graphs.readers(node)
@@ -67,7 +67,8 @@ def _ends(graphs: Graphs, product: Expr, axes: Axes, weights: Weights) -> Iterat
             return
         [user] = users
         bias = user.word == "add" and any(a in weights for a in user.args) and user.rank == node.rank
-        scale = linear.of_integers(node) and user.word in ("cast", "mul") and user.rank == node.rank
+        scaled = linear.of_integers(node) or linear.scaled_inside(node)
+        scale = scaled and user.word in ("cast", "mul") and user.rank == node.rank
         rounds = user.word == "opaque" and activation.is_view(user)
         onward = axes if bias or scale or rounds else layout.forward(user, axes)
         if onward is None:

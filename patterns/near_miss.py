@@ -19,7 +19,7 @@ from rewriter.report import Step
 from runtime_ops.dims import Dim
 from runtime_ops.words import Expr
 
-_POINTS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+_POINTS = np.array([-100.0, -2.0, -1.0, 0.0, 1.0, 2.0, 100.0])
 
 
 def decline(graphs: Graphs, second: Linear, region: Region) -> Decline | None:

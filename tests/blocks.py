@@ -105,6 +105,12 @@ def gemm(f: Sketch) -> None:
     f.output(y.reshape(f.x.dim(0), f.x.dim(1), MODEL), f"b s {MODEL}")
 
 
+def gemm_alpha(f: Sketch) -> None:
+    x = f.input("rows", f"s {MODEL}")
+    z = f.Gemm(x, f.weight("in.w", MODEL, INNER), f.weight("in.b", INNER), alpha=0.3, beta=1.5)
+    f.output(f.Gemm(f.Relu(z), f.weight("out.w", INNER, MODEL), alpha=2.0), f"s {MODEL}")
+
+
 def gemm_between_views(f: Sketch) -> None:
     """As GPT-2 is exported: flattened for each product, cut open again for the activation."""
     lead = (f.x.dim(0), f.x.dim(1))
@@ -245,6 +251,29 @@ def dynamic_operators(f: Sketch) -> None:
     f.output(y, f"b s {MODEL}")
 
 
+def integers_to_float(f: Sketch) -> None:
+    y = f.x
+    for name, shape in (("in", (MODEL, INNER)), ("out", (INNER, MODEL))):
+        q, scale, zero = f.node("DynamicQuantizeLinear", y, outputs=3)
+        w, w_scale, w_zero = int8(f, name, *shape)
+        bias = f.weight(f"{name}.b", shape[1])
+        y = f.node("MatMulIntegerToFloat", q, w, scale, w_scale, zero, w_zero, bias, domain=MS)
+        y = f.Relu(y) if name == "in" else y
+    f.output(y, f"b s {MODEL}")
+
+
+def static_operators(f: Sketch) -> None:
+    """Tensors kept in 8 bits between the operators."""
+    scale, zero = f.const(np.array(0.1, np.float32)), f.const(np.array(2, np.int8))
+    y = f.x
+    for name, shape in (("in", (MODEL, INNER)), ("out", (INNER, MODEL))):
+        w, w_scale, w_zero = int8(f, name, *shape)
+        q = f.QLinearMatMul(f.QuantizeLinear(y, scale, zero), scale, zero, w, w_scale, w_zero, scale, zero)
+        y = f.DequantizeLinear(q, scale, zero)
+        y = f.Relu(y) if name == "in" else y
+    f.output(y, f"b s {MODEL}")
+
+
 def qdq(f: Sketch) -> None:
     """Every tensor rounded to 8 bits, as static quantisation writes it."""
 
@@ -286,6 +315,7 @@ BLOCKS: dict[str, Block] = {
     "interleaved": Block(write=interleaved, gated=True, biases="in gate out"),
     "bias-after-split": Block(write=bias_after_split, gated=True, biases="gate out"),
     "gemm": Block(write=gemm, biases="in out", layout="b m"),
+    "gemm-alpha": Block(write=gemm_alpha, biases="in", layout="b m"),
     "gemm-between-views": Block(write=gemm_between_views, biases="in out", layout="(b0 b1) m"),
     "transposed-weights": Block(write=transposed_weights),
     "weights-on-the-left": Block(write=weights_on_the_left, biases="in out", layout="b m s"),
@@ -311,6 +341,10 @@ BLOCKS: dict[str, Block] = {
     "dynamic-operators": Block(
         write=dynamic_operators, biases="in out", quantised=DYNAMIC, stored="int8", off=0.03
     ),
+    "integers-to-float": Block(
+        write=integers_to_float, biases="in out", quantised=DYNAMIC, stored="int8", off=0.03
+    ),
+    "static-operators": Block(write=static_operators, quantised=FEW, stored="int8", off=0.1),
     "qdq": Block(write=qdq, biases="in out", quantised=FEW, stored="int8", off=0.1),
     "four-bits": Block(write=n_bits(4, False), biases="in out", stored="uint8"),
     "four-bits-zero-points": Block(write=n_bits(4, True), biases="in out", stored="uint8"),
@@ -425,9 +459,13 @@ DECLINED: dict[str, tuple[Callable[[Sketch], None], str | None]] = {
     "elu": (of_first(lambda f, z: f.Elu(z)), "^an ELU stands"),
     "hard-swish": (of_first(lambda f, z: f.HardSwish(z)), "^a hard swish stands"),
     "relu6": (of_first(lambda f, z: f.Clip(z, 0.0, 6.0)), "^a ReLU cut off at 6 stands"),
-    "two-activations": (of_first(lambda f, z: f.Relu(f.Tanh(z))), r"takes -2, -1, 0, 1, 2 to 0, 0, 0, 0.762, 0.964,"),
+    "two-activations": (
+        of_first(lambda f, z: f.Relu(f.Tanh(z))),
+        "takes -100, -2, -1, 0, 1, 2, 100 to 0, 0, 0, 0, 0.762, 0.964, 1,",
+    ),
     "half-a-gelu": (
-        of_first(lambda f, z: z * (f.Erf(z / 2**0.5) + 1.0) * 0.51), r"takes -2, -1, 0, 1, 2 to -0.0464, -0.162, 0,"
+        of_first(lambda f, z: z * (f.Erf(z / 2**0.5) + 1.0) * 0.51),
+        "1, 2, 100 to -0, -0.0464, -0.162, 0, 0.858, 1.99, 102, which is none",
     ),
     "softsign": (of_first(lambda f, z: f.Relu(f.Softsign(z))), "^a Softsign stands between its products$"),
     "by-neuron": (by_neuron, "^two linear results meet"),
@@ -442,7 +480,7 @@ DECLINED: dict[str, tuple[Callable[[Sketch], None], str | None]] = {
     "bilinear": (bilinear, r"not as activation\(gate\) · up"),
     "both-bent": (both_bent, r"not as activation\(gate\) · up"),
     "limited-factor": (limited_factor, r"not as activation\(gate\) · up"),
-    "limited-far": (of_first(lambda f, z: f.Clip(z, 0.0, 40.0)), "takes -2, -1, 0, 1, 2 to 0, 0, 0, 1, 2"),
+    "limited-far": (of_first(lambda f, z: f.Clip(z, 0.0, 40.0)), "to 0, 0, 0, 0, 1, 2, 40, which is none"),
     "rounded": (of_first(lambda f, z: f.Relu(z).to("int32").to("float32")), None),
     "gate-of-one": (gate_of_one, "has 1 neurons"),
     "gate-of-sentence": (gate_of_sentence, "read different tensors"),

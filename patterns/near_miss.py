@@ -19,7 +19,7 @@ from rewriter.report import Step
 from runtime_ops.dims import Dim
 from runtime_ops.words import Expr
 
-_POINTS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+_POINTS = np.array([-100.0, -2.0, -1.0, 0.0, 1.0, 2.0, 100.0])
 
 
 def decline(graphs: Graphs, second: Linear, region: Region) -> Decline | None:
@@ -33,9 +33,9 @@ def decline(graphs: Graphs, second: Linear, region: Region) -> Decline | None:
     if count == 1:
         return _one(graphs, second, region)
     if count == 2:
-        reason = "two products meet between its products, but not as activation(gate) · up by their numbers"
+        reason = "two linear results meet between its products, but not as activation(gate) · up by their numbers"
     else:
-        reason = f"{count} products with constant weights meet between its products; a block has one, or two if gated"
+        reason = f"{count} linear results meet between its products; a block has one, or two if gated"
     return say(graphs, second, region, reason, bends[0])
 
 

@@ -44,11 +44,14 @@ def _row(name: str, site: Any) -> SiteRow:
         model_width=_number(getattr(site, "model_width", None)),
         inner_width=_number(getattr(site, "inner_width", None)),
         anchor=site.anchor,
-        **{name: getattr(site, name) for name in _AROUND if hasattr(site, name)},
+        **{name: getattr(site, name) for name in _OF_ITS_KIND if hasattr(site, name)},
     )
 
 
-_AROUND = ("around", "rope", "qk_norm", "cache", "projections")
+_OF_ITS_KIND = (
+    "around", "rope", "qk_norm", "cache", "projections",
+    "activation", "gated", "biases", "quantised", "stored",
+)  # fmt: skip
 _SIMPLE = 24  # characters of a length that fit a table
 
 

@@ -13,6 +13,7 @@ from rewriter.hosts import onnx_opaque, onnx_read
 from rewriter.hosts.base import Graphs, Unfit
 from rewriter.hosts.onnx_activation import ACTIVATIONS
 from rewriter.hosts.onnx_fused import FUSED
+from rewriter.hosts.onnx_quantised import QUANTISED
 from rewriter.hosts.onnx_rotary import ROTARY
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
@@ -20,7 +21,7 @@ from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.dims import declared as declared_length
 from runtime_ops.words import WORDS, Expr, symbol
 
-_SPELLED = {**FUSED, **ACTIVATIONS, **ROTARY}  # operators that say several words at once
+_SPELLED = {**FUSED, **ACTIVATIONS, **QUANTISED, **ROTARY}  # operators that say several words at once
 _KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
 
 

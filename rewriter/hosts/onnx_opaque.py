@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts.onnx_row import Args, attr
-from runtime_ops.dims import Dim
+from runtime_ops.dims import Dim, Sym
 
 # Opaque operators whose first output has the shape of the input of this index.
 SHAPE_OF_INPUT: dict[str, int] = {
@@ -22,19 +22,13 @@ SHAPE_OF_INPUT: dict[str, int] = {
             "BatchNormalization",
             "InstanceNormalization",
             "GroupNormalization",
-            "Clip",
-            "HardSwish",
-            "HardSigmoid",
-            "LeakyRelu",
             "PRelu",
-            "Elu",
             "Gelu",
             "FastGelu",
             "QuickGelu",
             "BiasGelu",
             "Mish",
             "Swish",
-            "Softplus",
             "Softsign",
             "Sin",
             "Cos",
@@ -92,6 +86,15 @@ def _tiled(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
     return tuple(length * times for length, times in zip(x.shape, repeats.known.reshape(-1).tolist(), strict=True))
 
 
+def _convolved(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
+    """Return batch and channels of a convolution; the lengths after them are not worked out."""
+    x, w = args[0], args[1]
+    if x is None or w is None or w.shape is None:
+        return None
+    fresh = [Sym.named(f"?{node.outputs[0].name}.{i}") for i in range(len(w.shape))]
+    return (x.shape[0] if x.shape else fresh[0], w.shape[0], *fresh[2:])
+
+
 def _padded(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
     """Return lengths with what is added at both ends; pads are an input since opset 11."""
     x, pads = args[0], args[1] if len(args) > 1 else None
@@ -127,6 +130,7 @@ def _chosen(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
 
 
 _SHAPES: dict[str, Callable[[ir.Node, Args], tuple[Dim, ...] | None]] = {
+    "Conv": _convolved,
     "Einsum": _summed,
     "Pad": _padded,
     "Tile": _tiled,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts.onnx_conv import conv
 from rewriter.hosts.onnx_product import einsum, gemm, integer_product, quotient
 from rewriter.hosts.onnx_row import Args, Row, attr, numpy_type
 from runtime_ops.dims import product
@@ -259,6 +260,7 @@ READ: dict[str, Row] = {
     "ReduceMax": _reduce("amax"),
     "ReduceL2": _length_of,
     "Gemm": gemm,
+    "Conv": conv,
     "MatMulInteger": integer_product,
     "Div": quotient,
     "Einsum": einsum,

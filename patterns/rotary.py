@@ -164,8 +164,10 @@ def _bare(expr: Expr) -> Expr:
     return expr
 
 
-def read(expr: Expr) -> tuple[Rope, Channels] | None:
-    """Return the rotary embedding that ``expr`` is, and the channels that it turns; None if it is none."""
+def read(expr: Expr, width: Dim | None) -> tuple[Rope, Channels] | None:
+    """Return the rotary embedding of heads ``width`` wide that ``expr`` is, and the channels that it turns, or None."""
+    if not expr.shape or (isinstance(width, int) and expr.shape[-1] != width):
+        return None
     sums = _Sums()
     try:
         found = sums.terms(expr)

@@ -290,7 +290,14 @@ CACHED: tuple[Spelling, ...] = (
         proves=False,
         twin=lambda f: biased(f, 1),
     ),
-    row("ms-attention-past", ms_attention, scale=0.3, dims=PAST, twin=ms_twin()),
+    row(
+        "ms-attention-past",
+        ms_attention,
+        scale=0.3,
+        dims=PAST,
+        twin=ms_twin(),
+        around={"cache": {"past": ["past", "past"]}},
+    ),
     row(
         "ms-attention-past-unidirectional",
         lambda f: ms_attention(f, unidirectional=1),

@@ -117,6 +117,22 @@ def mha_biased(f: Sketch) -> None:
     f.finish(f.node("MultiHeadAttention", f.q3, f.k3, f.v3, bias, num_heads=f.h, scale=0.3, domain=MS), f.h * f.d)
 
 
+def mha_again(f: Sketch) -> None:
+    """The presents of one attention are the keys and values of another."""
+    inputs = (f.q3, f.k3, f.v3, None, None, None, past(f, "key"), past(f, "value"))
+    out, key, value = f.node("MultiHeadAttention", *inputs, num_heads=f.h, scale=0.3, outputs=3, domain=MS)
+    q = f.x @ f.weight("q2", f.m, f.h * f.d)
+    again = f.node("MultiHeadAttention", q, key, value, num_heads=f.h, scale=0.3, domain=MS)
+    cached(f, out + again, key, value)
+
+
+def twice(f: Sketch) -> None:
+    key, value = joined(f)
+    first = plain(f, f.q, key, value, lambda s: s, 0.3)
+    q = f.heads(f.x @ f.weight("q2", f.m, f.h * f.d), f.h)
+    cached(f, first + plain(f, q, key, value, lambda s: s, 0.3), key, value)
+
+
 def biased(f: Sketch, sides: int) -> None:
     bias, width = f.weight("qkv.bias", 3 * f.h * f.d), f.h * f.d
     q, k, v = (
@@ -279,6 +295,7 @@ CACHED: tuple[Spelling, ...] = (
         row(f"mha-packed-{what}", lambda f, what=what: mha_packed(f, what), scale=0.3, runs=False, twin=separate)
         for what in ("qkv", "kv")
     ),
+    row("mha-present-used-again", mha_again, scale=0.3, dims=PAST, sites=2, twin=twice),
     row("mha-biases", mha_biased, scale=0.3, twin=lambda f: biased(f, 3)),
     row("mha-keys-as-heads", mha_heads, {"cross": True}, scale=0.3, dims=CROSS, twin=lambda f: biased(f, 1)),
     row(

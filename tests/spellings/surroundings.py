@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sketch import Sketch, Value
 
-from spellings.base import PAST, Spelling, row
+from spellings.base import ANY, PAST, Spelling, row
 
 MS = "com.microsoft"
 Turn = Callable[[Sketch, Value], Value]
@@ -176,6 +176,12 @@ def given_keys(f: Sketch) -> None:
     f.attend(**{n: f.input(n, f"b {f.h} t {f.d}") for n in "kv"})
 
 
+def free_heads(f: Sketch) -> None:
+    """The number of heads is a free length of the inputs."""
+    q, k, v = (f.input(n, f"b heads s {f.d}") for n in "qkv")
+    f.output(f.Softmax((q @ k.perm(0, 1, 3, 2)) * 0.3, axis=-1) @ v, f"b heads s {f.d}")
+
+
 HALVES = {"form": "halves", "width": 8, "of": 8, "sides": "q k"}
 PAIRS = {**HALVES, "form": "pairs"}
 NOTHING: dict[str, Any] = {"rope": None, "qk_norm": None, "cache": None}
@@ -250,6 +256,15 @@ SURROUNDINGS: tuple[Spelling, ...] = (
         around={"cache": {"presents": [None, None]}},
     ),
     row("learnt-keys-are-no-cache", constant_keys, around=NOTHING),
+    row(
+        "heads-free",
+        free_heads,
+        scale=0.3,
+        heads=ANY,
+        kv_heads=ANY,
+        dims=({"b": 2, "s": 5, "heads": 3}, {"b": 1, "s": 1, "heads": 1}),
+        around={"heads": "heads", "kv_heads": "heads", "head_width": 8},
+    ),
     row(
         "projections-packed",
         packed,

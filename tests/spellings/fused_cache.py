@@ -193,6 +193,34 @@ def ms_twin(scores: Callable[[Sketch, Value], Value] = lambda f, s: s) -> Callab
     return write
 
 
+def embedded(f: Sketch) -> None:
+    """As ONNX Runtime's optimiser leaves BERT: embeddings that give the lengths of their sequences, then attention."""
+    tables = (
+        f.weight("words", 7, f.m),
+        f.weight("positions", 16, f.m),
+        None,
+        f.weight("gain", f.m),
+        f.weight("shift", f.m),
+    )
+    keep = f.input("attention_mask", "b s", "lengths", "int64").to("int32")
+    x, lengths = f.node("EmbedLayerNormalization", ids(f), None, *tables, keep, outputs=2, domain=MS)
+    w, b = f.weight("qkv.weight", f.m, 3 * f.h * f.d), f.weight("qkv.bias", 3 * f.h * f.d)
+    f.finish(f.node("Attention", x, w, b, lengths, num_heads=f.h, scale=0.3, domain=MS), f.h * f.d)
+
+
+def ids(f: Sketch) -> Value:
+    return f.input("input_ids", "b s", "ids", "int32")
+
+
+def embedded_twin(f: Sketch) -> None:
+    keep = f.input("attention_mask", "b s", "lengths", "int64")
+    at = f.Range(np.array(0), keep.dim(1), np.array(1))
+    both = f.Gather(f.weight("words", 7, f.m), ids(f), axis=0) + f.Gather(f.weight("positions", 16, f.m), at, axis=0)
+    x = f.LayerNormalization(both, f.weight("gain", f.m), f.weight("shift", f.m), axis=-1, epsilon=1e-12)
+    q, k, v = (f.heads(y, f.h) for y in f.project("qkv", x, 3 * f.h * f.d).split([f.h * f.d] * 3, 2))
+    f.finish(plain(f, q, k, v, lambda s: s + unseen(f, keep.unsqueeze(1, 2)), 0.3), f.h * f.d)
+
+
 def past_rows(f: Sketch, s: Value) -> Value:
     p, n = f.input("past", f"2 b {f.h} p {f.d}").dim(3), f.x.dim(1)
     rows = f.Range(p, f.Add(p, n), np.array(1)).unsqueeze(1)
@@ -323,6 +351,7 @@ CACHED: tuple[Spelling, ...] = (
         dims=PAST,
         twin=ms_twin(past_rows),
     ),
+    row("ms-attention-after-embedding", embedded, scale=0.3, mask=True, twin=embedded_twin),
     row(
         "ms-attention-lengths",
         lambda f: ms_attention(f, lengths(f)),

@@ -86,7 +86,7 @@ def _declines(reading: Reading) -> list[Story]:
     """Return the stories of declines; the one that got furthest is the nearest miss and comes first."""
     nearest = sorted(enumerate(reading.declines), key=lambda pair: -len(pair[1].steps))
     return [
-        Story(id=f"decline.{n}", anchor=d.anchor, outcome=f"{d.reason} (at {d.at})", steps=d.steps, around={}, rules={})
+        Story(id=f"decline.{n}", anchor=d.anchor, outcome=f"{d.reason} (at {d.at})", steps=d.steps, rules={})
         for n, d in nearest
     ]
 

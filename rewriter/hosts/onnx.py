@@ -197,5 +197,5 @@ def _constant(node: ir.Node) -> Expr:
 def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int, why: str | None) -> Expr:
     shape = onnx_opaque.opaque_shape(node, args, index)
     given = tuple(a for a in args if a is not None)
-    dtype = element(value) or (onnx_opaque.opaque_type(node, args) if index == 0 else None)
+    dtype = element(value) or onnx_opaque.opaque_type(node, args, index)
     return Expr("opaque", given, {"op": node.op_type, "why": why}, _refine(shape, value), dtype, None, value)

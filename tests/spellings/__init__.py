@@ -16,6 +16,7 @@ from spellings.fused_grouped import GROUPED
 from spellings.layouts import LAYOUTS
 from spellings.masks import MASKS
 from spellings.scale import SCALES
+from spellings.surroundings import SURROUNDINGS
 
 SPELLINGS = (
     *SCALES,
@@ -24,6 +25,7 @@ SPELLINGS = (
     *LAYOUTS,
     *GROUPS,
     *AROUND,
+    *SURROUNDINGS,
     *FORMS,
     *FUSED,
     *CACHED,

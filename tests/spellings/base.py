@@ -35,6 +35,7 @@ class Spelling:
     mask: bool | None = False  # None: not asked
     heads: int | Sequence[int] | None = None  # None: that of the frame
     kv_heads: int | Sequence[int] | None = None
+    around: Mapping[str, Any] = field(default_factory=dict)  # fields of a site, or parts of them by name
     sites: int | None = 1  # as shown; None: not asked
     declines: str | None = None  # regex: nothing is rewritten, for this reason
     may_decline: bool = False  # either a read site or a decline will do; wrong numbers never

@@ -323,6 +323,10 @@ def _lengths(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return _last_of_three(keep, 0)
 
 
+def _left(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return _last_of_three(_lengths(rng, shape)[..., ::-1].copy(), 0)
+
+
 def _keep(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     keep = rng.random(shape) < 0.7
     keep[..., 0] = True
@@ -338,6 +342,7 @@ def _last_of_three(keep: np.ndarray, nothing: Any) -> np.ndarray:
 FILL: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
     "normal": lambda rng, shape: rng.standard_normal(shape),
     "lengths": _lengths,
+    "left": _left,
     "keep": _keep,
     "drop": lambda rng, shape: ~_keep(rng, shape),
     "additive": lambda rng, shape: np.where(_keep(rng, shape), 0.0, LOWEST),

@@ -12,6 +12,7 @@ from spellings.forms import FORMS
 from spellings.fused import FUSED
 from spellings.layouts import LAYOUTS
 from spellings.masks import MASKS
+from spellings.proved import PROVED
 from spellings.scale import SCALES
 
-SPELLINGS = (*SCALES, *MASKS, *BETWEEN, *LAYOUTS, *GROUPS, *AROUND, *FORMS, *FUSED, *DECLINED, *NEGATIVE)
+SPELLINGS = (*SCALES, *MASKS, *PROVED, *BETWEEN, *LAYOUTS, *GROUPS, *AROUND, *FORMS, *FUSED, *DECLINED, *NEGATIVE)

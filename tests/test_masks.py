@@ -209,7 +209,7 @@ def test_lengths_that_may_be_negative_prove_nothing() -> None:
 def test_a_negative_factor_turns_a_flag_back_into_a_bias() -> None:
     """-inf times -1 hides nothing, so what was hidden must be multiplied too."""
     keep = make("le", COLUMNS, ROWS)
-    masking = Masking().replaced(keep, parts(keep, FRAME, FRAME), -np.inf)
+    masking = Masking().replaced(keep, True, parts(keep, FRAME, FRAME), -np.inf)
     assert masking.causal is not None
     assert masking.bias is None
     assert masking.scaled(0.5).causal == masking.causal

@@ -75,7 +75,7 @@ def _read(term: Expr, have: layout.Axes, frame: layout.Axes) -> Fill | None:
     if term.word in ("cast", "neg"):
         within = _read(term.args[0], have, frame) if layout.aligned(term.args[0], have) is not None else None
         number = 0.0 if within is None else within.number
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             number = -number if term.word == "neg" else float(np.asarray(number).astype(term.attrs["to"]))
         return None if within is None else dataclasses.replace(within, number=number)
     if term.word == "where":

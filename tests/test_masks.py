@@ -220,6 +220,12 @@ def test_a_negative_factor_turns_a_flag_back_into_a_bias() -> None:
     assert np.array_equal(bias, np.where(np.tri(3, dtype=bool), 0, np.inf))
 
 
+def test_numbers_that_are_no_positions() -> None:
+    for number in (np.inf, np.nan, 2.5):
+        [part] = parts(make("le", make("cast", COLUMNS, to=np.dtype(np.float32)), const(number)), FRAME, FRAME)
+        assert isinstance(part.mask, Keys)
+
+
 def test_declared_lengths() -> None:
     assert declared("past + length") == Sym.named("length") + Sym.named("past")
     assert declared("2*s + 1") == Sym.named("s") * 2 + 1

@@ -114,7 +114,7 @@ def _errors(
 ) -> tuple[float, float, float, float]:
     inner = {value: array for value, array in values.items() if value is not handle}
     truth, planned, best = (interpret.golden(e, inner) for e in (region, expr, exact))
-    feeds = {f"leaf_{i}": np.ascontiguousarray(inner[v]) for i, v in enumerate(session.leaves)}
+    feeds = {f"leaf_{i}": np.asarray(inner[v], order="C") for i, v in enumerate(session.leaves)}
     out = sessions.run(session.session, feeds)[0]
     captured = values[handle]
     rewrite, same = relative(truth, best), relative(captured, out)

@@ -91,7 +91,9 @@ def check_site(spelling: Spelling, site: SiteRow) -> None:
         got = getattr(site, name)
         assert not allowed or any(_same(got, one) for one in allowed), f"{name}: {got}, expected {want}"
     if spelling.mask is not None and not spelling.may_decline:
-        assert (site.mask != "none") == spelling.mask, f"mask: {site.mask}"
+        assert spelling.mask == (site.mask if isinstance(spelling.mask, str) else site.mask != "none"), site.mask
+    if spelling.passed is not None:
+        assert {word for word in ("causal", "keys", "bias") if word in site.reads_as} == spelling.passed
     told = site.to_dict()
     for name, part in spelling.around.items():
         got, want = (told[name], part) if not isinstance(part, Mapping) else (_cut(told[name], part), part)

@@ -39,7 +39,7 @@ def _block(graphs: Graphs, matmul: Expr, weights: Weights) -> FeedForwardSite | 
     whole = not region.stops and not region.between and region.inner not in region.sources
     meaning = _activation(region) if whole else None
     if meaning is None:
-        return near_miss.decline(graphs, second, region)
+        return near_miss.decline(graphs, second, region, weights)
     return _site(graphs, out, second, region, meaning)
 
 

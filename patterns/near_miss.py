@@ -22,13 +22,15 @@ from runtime_ops.words import Expr
 _POINTS = np.array([-100.0, -2.0, -1.0, 0.0, 1.0, 2.0, 100.0])
 
 
-def decline(graphs: Graphs, second: Linear, region: Region) -> Decline | None:
+def decline(graphs: Graphs, second: Linear, region: Region, weights: Weights) -> Decline | None:
     """Return why the region is no block, None if it does not look like one."""
     bends = region.bends
     if region.stops or not bends or not (region.sources or _products(region)):
         return None
     if region.between:
-        return _between(graphs, second, region)
+        # 1×1 convolutions around a depthwise one are the blocks of convolutional networks, of which there are many
+        convolutional = second.product.args[0] in weights and any(map(is_depthwise, region.between))
+        return None if convolutional else _between(graphs, second, region)
     count = len(region.sources)
     if count == 1:
         return _one(graphs, second, region)

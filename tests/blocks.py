@@ -380,6 +380,14 @@ def depthwise(f: Sketch) -> None:
     close(f, f.Relu(z.perm(0, 2, 1)))
 
 
+def inverted_bottleneck(f: Sketch) -> None:
+    """A block of MobileNet, of which convolutional networks are full."""
+    x = f.input("image", f"b {MODEL} t u")
+    z = f.HardSwish(f.Conv(x, f.weight("in.w", INNER, MODEL, 1, 1)))
+    z = f.HardSwish(f.Conv(z, f.weight("mix", INNER, 1, 3, 3), group=INNER, pads=[1, 1, 1, 1]))
+    f.output(f.Conv(z, f.weight("out.w", MODEL, INNER, 1, 1)), f"b {MODEL} t u")
+
+
 def three_products(f: Sketch) -> None:
     gate, up = pair(f)
     close(f, f.Relu(gate) * up * f.Sigmoid(linear(f, "third", f.x)))
@@ -489,6 +497,7 @@ DECLINED: dict[str, tuple[Callable[[Sketch], None], str | None]] = {
     "batched-experts": (batched_experts, "^its weights are 4 matrices, one for each slice of the batch"),
     "chosen-experts": (chosen_experts, "^its weights are 4 matrices, of which the model chooses"),
     "fused-experts": (fused_experts, "^a MoE operator holds several experts"),
+    "inverted-bottleneck": (inverted_bottleneck, None),
     "no-activation": (of_first(lambda f, z: z), None),
     "straight": (of_first(lambda f, z: f.Max(z, z) * 2.0), None),
     "softmax": (of_first(lambda f, z: f.Softmax(z, axis=-1)), None),

@@ -31,7 +31,7 @@ def weighted(expr: Expr, axes: layout.Axes, frame: Frame, peel: Peel) -> Scores:
         if inner.shape != expr.shape or have is None or any(a.letter == "t" for axis in have for a in axis):
             continue
         scores = peel(inner, axes, frame)
-        if scores.bias is not None or scores.cap is not None or scores.causal is not None:
+        if scores.masking.said or scores.cap is not None:
             raise Unreadable("scores that already have a mask, a bias or a soft cap are multiplied by a tensor", expr)
         q, layout_of_q = scores.q
         moved = _broadcast(factor, have, layout_of_q)

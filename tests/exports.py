@@ -141,9 +141,7 @@ def folder(otherwise: Path) -> Path:
 
 def exported(case: Case, into: Path) -> Exported:
     """Export a case, unless the same case was exported by the same versions before."""
-    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "onnx")]
-    key = hashlib.sha256(json.dumps([asdict(case), versions], sort_keys=True).encode()).hexdigest()[:8]
-    path = into / f"{case.name}-{key}.onnx"
+    path = into / f"{case.name}-{_key(case)}.onnx"
     note = path.with_suffix(".json")
     if not note.exists():
         error, args = None, INPUTS[case.family.inputs]
@@ -154,6 +152,14 @@ def exported(case: Case, into: Path) -> Exported:
         note.write_text(json.dumps({"args": [asdict(arg) for arg in args], "error": error}), encoding="utf-8")
     noted = json.loads(note.read_text(encoding="utf-8"))
     return Exported(path=path, args=[Arg(**arg) for arg in noted["args"]], error=noted["error"])
+
+
+def _key(case: Case) -> str:
+    """Return a short hash of all that a file depends on; what is in it by the table's word does not count."""
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "onnx")]
+    family = (case.family.model, case.family.config, case.family.inputs)
+    parts = [family, asdict(case.exporter), case.implementation, versions]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _root(failure: BaseException) -> str:

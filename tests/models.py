@@ -1,7 +1,7 @@
 """Real models from the package index: where their files are, what is in them, and inputs they accept.
 
 A row per model file. Files are found by package name; a model whose package is not installed is skipped,
-with the name of the package in the reason. ``exported`` writes models that come as PyTorch weights, by both exporters.
+with the name of the package in the reason. ``exported`` writes what comes as PyTorch weights.
 """
 
 from __future__ import annotations

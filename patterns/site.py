@@ -52,11 +52,11 @@ class AttentionSite:
         steps: how it was read.
     """
 
-    anchor: str
+    anchor: str = field(compare=False)
     q: Operand
     k: Operand
     v: Operand
-    scale: float
+    scale: float = field(compare=False)
     softcap: float | None
     bias: Expr | None = field(compare=False)
     causal: int | None
@@ -67,11 +67,15 @@ class AttentionSite:
     value_width: Dim | None
     out: Operand
     node: Any = field(compare=False)
-    leaks: Sequence[str] = ()
+    leaks: Sequence[str] = field(compare=False, default=())
     frame: dict[str, Axis] = field(compare=False, default_factory=dict)
     steps: Sequence[Step] = field(compare=False, default=())
+    scale_digits: str = field(init=False)  # what of the scale is compared: exporters split it into float32 factors
 
     kind = "attention"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale_digits", f"{self.scale:.6g}")
 
     @property
     def reads_as(self) -> str:
@@ -97,7 +101,7 @@ class FeedForwardSite:
         steps: how it was read.
     """
 
-    anchor: str
+    anchor: str = field(compare=False)
     activation: str
     gated: bool
     model_width: Dim | None

@@ -38,9 +38,14 @@ def mish(x: Expr) -> Expr:
     return make("mul", x, make("tanh", softplus(x)))
 
 
+def count(length: Expr) -> Expr:
+    """Return 0, 1, 2, … up to a length that is a tensor of one element."""
+    return make("range", const(0), make("squeeze", length, axes=(0,)), const(1))
+
+
 def causal(scores: Expr, q: Expr, k: Expr) -> Expr:
     """Return scores with every key after its query hidden, rows and columns aligned at the top left."""
-    rows, columns = (make("range", const(0), make("squeeze", dim(x, 2), axes=(0,)), const(1)) for x in (q, k))
+    rows, columns = (count(dim(x, (x.rank or 4) - 2)) for x in (q, k))
     keep = make("le", columns, make("unsqueeze", rows, axes=(1,)))
     return make("where", keep, scores, const(-np.inf, scores.dtype))
 

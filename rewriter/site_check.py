@@ -76,7 +76,7 @@ def check(
     for handle, expr in plan.values.items() if whole else ():
         exact = expr if limit is None else limit.values[handle]
         run = alone(site, expr, {e.handle: whole[0][e.handle] for e in read})
-        rows += [_errors(graphs.exprs[handle], expr, exact, run, values) for values in whole]
+        rows += [_errors(graphs.exprs[handle], handle, expr, exact, run, values) for values in whole]
     if not rows:
         return None
     worst = [max(column) for column in zip(*rows, strict=True)]
@@ -84,10 +84,12 @@ def check(
     return SiteError(site=site, rewrite=worst[0], kernel=worst[1], original=worst[2], approximation=approximation)
 
 
-def _errors(region: Expr, expr: Expr, exact: Expr, run: Run, values: Leaves) -> tuple[float, float, float, float]:
-    inner = {value: array for value, array in values.items() if value is not region.handle}
+def _errors(
+    region: Expr, handle: Any, expr: Expr, exact: Expr, run: Run, values: Leaves
+) -> tuple[float, float, float, float]:
+    inner = {value: array for value, array in values.items() if value is not handle}
     truth, planned, best = (interpret.golden(e, inner) for e in (region, expr, exact))
-    out, captured = run(inner), values[region.handle]
+    out, captured = run(inner), values[handle]
     rewrite, same = relative(truth, best), relative(captured, out)
     if rewrite > STRUCTURAL and same <= ROUNDING:
         # float64 still sees scores that a huge finite mask swallows in float32: here the original is the truth

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from sketch import Sketch, Value
+from formula import formula, truth
+from sketch import Sketch, Value, feeds
 
-import rewriter
+from patterns.site import FeedForwardSite
+from rewriter.reading import open_any, read
 
 WIDTH, INNER = 12, 40
 Act = Callable[[Sketch, Value], Value]
@@ -103,9 +105,20 @@ BLOCKS: dict[str, tuple[Callable[[Sketch], None], tuple[str, bool] | None]] = {
 }
 
 
-def blocks(f: Sketch, path: Path) -> list[rewriter.report.SiteRow]:
+DIMS = ({"b": 2, "s": 7}, {"b": 1, "s": 1}, {"b": 3, "s": 5})
+
+
+def blocks(f: Sketch, path: Path) -> list[FeedForwardSite]:
+    """The blocks that are read; each computes by its formula what the graph computes."""
     onnx.save(f.model(), path)
-    return [row for row in rewriter.show(path).sites if row.kind == "feed-forward"]
+    sites = [site for site in read(open_any(path)).sites.values() if site.kind == "feed-forward"]
+    rng = np.random.default_rng(3)
+    for site in sites:
+        for dims in DIMS:
+            given = feeds(f.inputs, rng, dims)
+            want = truth(site, given)
+            np.testing.assert_allclose(formula(site, given), want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
+    return sites
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

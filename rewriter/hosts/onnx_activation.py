@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rewriter.hosts.onnx_row import Args, Row, attr
-from rewriter.hosts.spelled import gelu_erf, gelu_tanh, mish, number
+from rewriter.hosts.spelled import gelu_erf, gelu_tanh, mish, number, softplus
 from runtime_ops.words import Expr, make
 
 
@@ -36,9 +36,14 @@ def _mish(node: ir.Node, args: Args, opset: int) -> Expr:
     return mish(_biased(args))
 
 
+def _softplus(node: ir.Node, args: Args, opset: int) -> Expr:
+    return softplus(_biased(args))
+
+
 ACTIVATIONS: dict[tuple[str, str], Row] = {
     ("", "Gelu"): _gelu,
     ("", "Mish"): _mish,
+    ("", "Softplus"): _softplus,
     ("", "Swish"): _sigmoid_times(1.0),
     ("com.microsoft", "Gelu"): _gelu,
     ("com.microsoft", "BiasGelu"): _gelu,

@@ -31,7 +31,12 @@ def _dtype(word: str, args: Sequence[Expr], attrs: Mapping[str, Any]) -> np.dtyp
         return to
     if word == "where":
         return args[1].dtype or args[2].dtype
+    if word in _FIRST_DECIDES:  # the others are lengths, bounds and indices
+        return args[0].dtype
     return next((a.dtype for a in args if a.dtype is not None), None) if args else None
+
+
+_FIRST_DECIDES = ("reshape", "expand", "slice", "gather", "pick", "scatter", "pow")
 
 
 def broadcast_dim(a: Dim, b: Dim) -> Dim:

@@ -190,6 +190,13 @@ def _reduce(word: str) -> Row:
     return read
 
 
+def _length_of(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read ReduceL2 as the square root of a sum of squares."""
+    square = make("mul", args[0], args[0])  # type: ignore[arg-type]
+    total = _reduce("sum")(node, (square, *args[1:]), opset)
+    return make("sqrt", total) if isinstance(total, Expr) else None
+
+
 def _reciprocal(node: ir.Node, args: Args, opset: int) -> Expr:
     x = args[0]
     return make("div", const(1.0, None if x is None else x.dtype), x)  # type: ignore[arg-type]
@@ -250,6 +257,7 @@ READ: dict[str, Row] = {
     "ReduceSum": _reduce("sum"),
     "ReduceMean": _reduce("mean"),
     "ReduceMax": _reduce("amax"),
+    "ReduceL2": _length_of,
     "Gemm": gemm,
     "MatMulInteger": integer_product,
     "Div": quotient,

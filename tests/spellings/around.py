@@ -7,6 +7,8 @@ from sketch import Sketch, Value
 
 from spellings.base import ANY, GQA, MQA, padding, plain, repeat, row
 
+WINDOWS = ({"b": 2, "s": 7}, {"b": 4, "s": 1}, {"b": 6, "s": 13})
+
 
 def grouped(f: Sketch, how: str) -> None:
     f.attend(k=repeat(f, f.k, how), v=repeat(f, f.v, how), scores=lambda s: s * 0.3 + padding(f))
@@ -17,6 +19,23 @@ def five_d(f: Sketch) -> None:
     q = f.q.reshape(0, f.kv, f.h // f.kv, -1, f.d)
     k, v = f.k.unsqueeze(2), f.v.unsqueeze(2)
     f.close(plain(f, q, k, v, 0, 1, 2, 4, 3).reshape(0, f.h, -1, f.d))
+
+
+def five_d_masked(f: Sketch) -> None:
+    """The mask spans b, but not g: where both become one axis, it is repeated."""
+    q = f.q.reshape(0, f.kv, f.h // f.kv, -1, f.d)
+    scores = (q @ f.k.unsqueeze(2).perm(0, 1, 2, 4, 3)) * 0.3 + padding(f).unsqueeze(1)
+    f.close((f.Softmax(scores, axis=-1) @ f.v.unsqueeze(2)).reshape(0, f.h, -1, f.d))
+
+
+def windows(f: Sketch, dims: str) -> None:
+    """Batch is pictures by windows, and the mask is that of a window: Swin's shifted ones."""
+
+    def scores(s: Value) -> Value:
+        apart = (s * 0.3).reshape(-1, 2, f.h, s.dim(2), s.dim(3)) + f.input("windows", dims)
+        return apart.reshape(-1, f.h, s.dim(2), s.dim(3))
+
+    f.attend(scores=scores)
 
 
 def wrong_order(f: Sketch, how: str) -> None:
@@ -83,6 +102,9 @@ GROUPS = (
         for how in ("gather", "concat")
     ),
     row("gqa-rank-5", five_d, GQA, scale=0.3, heads=(3, 6), kv_heads=(1, 2)),
+    row("gqa-rank-5-mask", five_d_masked, GQA, scale=0.3, heads=(3, 6), kv_heads=(1, 2), mask=True),
+    row("windows", lambda f: windows(f, "2 1 s t"), scale=0.3, mask=True, dims=WINDOWS),
+    row("windows-by-head", lambda f: windows(f, f"2 {f.h} s t"), scale=0.3, mask=True, dims=WINDOWS),
     *(  # query head i reads key head i % g: not what grouped heads are
         row(f"gqa-wrong-order-{how}", lambda f, how=how: wrong_order(f, how), GQA, kv_heads=(2, 6))
         for how in ("tile", "expand")

@@ -22,8 +22,15 @@ from rewriter.hosts.fx import FxGraphs
 from rewriter.plan import Plan
 from rewriter.proof import Progress
 from rewriter.reading import Reading
+from runtime_ops.dims import Sym
 
 _SHAPES = "its shapes are not known: pass example inputs with inputs=(...), or run torch.fx's ShapeProp on the graph"
+
+
+def _lengths_known(site: Any) -> bool:
+    """Return whether a site that was read without its inputs' lengths tells all of its own."""
+    told = [getattr(site, f.name) for f in dataclasses.fields(site) if f.compare]
+    return not any(isinstance(length, Sym) for length in told)
 
 
 class FxHost(Host):
@@ -52,16 +59,19 @@ class FxHost(Host):
         """Return the sites of a copy that may be edited."""
         if isinstance(self.model, ExportedProgram):
             module = copy.deepcopy(self.model.graph_module)
+            fx_edit.sweep(module)
             return self._advised(reading.read(FxGraphs(module, fx_edit.lifted(self.model))))
         module = fx_edit.copied(self.model)
         self._told(module)
         if fx_inline.opened(module):
             self._told(module)
+        fx_edit.sweep(module)
         found = self._advised(reading.read(FxGraphs(module)))
         free = reading.read(FxGraphs(module, free=True))
-        by_anchor = {site.anchor: site for site in free.sites.values()}
-        twins = {name: by_anchor[s.anchor] for name, s in found.sites.items() if s.anchor in by_anchor}
-        return dataclasses.replace(found, free=twins)
+        by_anchor = {(site.kind, site.anchor): site for site in free.sites.values()}
+        pairs = {name: (site, by_anchor.get((site.kind, site.anchor), site)) for name, site in found.sites.items()}
+        sites = {name: twin if _lengths_known(twin) else site for name, (site, twin) in pairs.items()}
+        return dataclasses.replace(found, sites=sites, free={name: twin for name, (_, twin) in pairs.items()})
 
     def _told(self, module: torch.fx.GraphModule) -> None:
         """Tell a graph's nodes their shapes, where there are inputs to run it on."""

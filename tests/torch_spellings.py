@@ -86,8 +86,8 @@ def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def baddbmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     b, h, s, d = q.shape
     q, k, v = (x.reshape(b * h, s, d) for x in (q, k, v))
-    empty = torch.zeros(b * h, s, s, dtype=q.dtype)
-    scores = torch.baddbmm(empty, q, k.transpose(1, 2), beta=0, alpha=0.25)
+    slope = torch.arange(s).to(q.dtype).view(1, 1, s)
+    scores = torch.baddbmm(slope, q, k.transpose(1, 2), beta=0.1, alpha=0.25)
     return (scores.softmax(-1) @ v).view(b, h, s, d)
 
 
@@ -139,12 +139,12 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def tril(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s = q.shape[-2]
     scores = (q @ k.transpose(-2, -1)) * 0.5
-    return scores.masked_fill(torch.tril(torch.ones(s, s)) == 0, float("-inf")).softmax(-1) @ v
+    return scores.masked_fill(torch.tril(q.new_ones(s, s)) == 0, float("-inf")).softmax(-1) @ v
 
 
 def triu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     s = q.shape[-2]
-    hidden = torch.triu(torch.ones(s, s, dtype=torch.bool), diagonal=1)
+    hidden = torch.triu(q.new_ones(s, s).bool(), diagonal=1)
     return ((q @ k.transpose(-2, -1)) * 0.5).masked_fill(hidden, float("-inf")).softmax(-1) @ v
 
 

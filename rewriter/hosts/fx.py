@@ -251,7 +251,7 @@ def lasts(node: Node) -> bool:
     name, writes = spelling(node)
     off = name == "dropout" and False in (*node.args[2:3], node.kwargs.get("train"))
     swept = name == "_assert_tensor_metadata" or off or (writes and _fresh(node.args[0]))
-    return bool(node.is_impure()) and not swept
+    return (writes or bool(node.is_impure())) and not swept
 
 
 def _fresh(value: Any) -> bool:

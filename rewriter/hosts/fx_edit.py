@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
@@ -23,6 +24,13 @@ def copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     twin = torch.fx.GraphModule(module, copy.deepcopy(module.graph), type(module).__name__)
     twin.train(module.training)
     return twin
+
+
+def sweep(module: torch.fx.GraphModule) -> None:
+    """Remove what nothing reads."""
+    module.graph.eliminate_dead_code(is_impure_node=fx.lasts)
+    module.graph.lint()
+    module.recompile()
 
 
 def lifted(program: ExportedProgram) -> dict[str, torch.Tensor]:
@@ -54,9 +62,7 @@ def lower(graphs: FxGraphs, plans: Mapping[str, Plan], program: ExportedProgram 
             with module.graph.inserting_before(node):
                 new = FxWriter(module.graph, constants.fetch).tensor(expr)
             _replace(node, new)
-    module.graph.eliminate_dead_code(is_impure_node=fx.lasts)
-    module.graph.lint()
-    module.recompile()
+    sweep(module)
     return module if program is None else _program(module, program, constants)
 
 
@@ -89,7 +95,10 @@ class _Constants:
             return self.module.graph.get_attr(name)
         first = next(n for n in self.module.graph.nodes if n.op == "placeholder")
         with self.module.graph.inserting_before(first):
-            return self.module.graph.placeholder(name)
+            node = self.module.graph.placeholder(name)
+        mode = detect_fake_mode([n.meta.get("val") for n in self.module.graph.nodes])
+        node.meta["val"] = tensor if mode is None else mode.from_tensor(tensor)
+        return node
 
 
 def _program(module: torch.fx.GraphModule, old: ExportedProgram, constants: _Constants) -> ExportedProgram:

@@ -97,8 +97,9 @@ def _attention(
     attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Compute nn.MultiheadAttention on [s b m], or on [b s m] where it has the batch first."""
-    q, k, v = (x if m.batch_first else x.transpose(0, 1) for x in (query, key, value))
-    q, k, v = (x.unflatten(-1, (m.num_heads, m.head_dim)).transpose(1, 2) for x in _projected(m, q, k, v))
+    parts = _projected(m, query, key, value)
+    parts = [x if m.batch_first else x.transpose(0, 1) for x in parts]
+    q, k, v = (x.unflatten(-1, (m.num_heads, m.head_dim)).transpose(1, 2) for x in parts)
     mask = _mask(attn_mask, key_padding_mask, m)
     drop = m.dropout if m.training else 0.0
     weights = None
@@ -114,6 +115,9 @@ def _attention(
 
 
 def _projected(m: Part, q: Any, k: Any, v: Any) -> list[Any]:
+    if q.node is k.node is v.node and m.in_proj_weight is not None:
+        packed = F.linear(q, m.in_proj_weight, m.in_proj_bias).chunk(3, -1)
+        return [packed[i] for i in range(3)]
     bias = m.in_proj_bias
     biases = [None] * 3 if bias is None else bias.chunk(3, 0)
     if m.in_proj_weight is None:

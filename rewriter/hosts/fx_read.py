@@ -149,6 +149,22 @@ def safe_softmax(x: Expr, dim: int, dtype: Type | None = None) -> Expr:
     return make("where", make("not", make("eq", p, p)), const(0.0, p.dtype), p)
 
 
+def _matmul(a: Expr, b: Expr) -> Expr:
+    """Read a product; factors that were only expanded to batches are multiplied as they were."""
+    product = make("matmul", a, b)
+    for left, right in ((a, _narrow(b)), (_narrow(a), b)):
+        plain = make("matmul", left, right)
+        if (left is not a or right is not b) and plain.shape is not None and plain.shape == product.shape:
+            return plain
+    return product
+
+
+def _narrow(x: Expr) -> Expr:
+    """Return what was expanded to a batch of matrices."""
+    inner = x.args[0] if x.word == "expand" else x
+    return inner if inner.shape is not None and x.shape is not None and inner.shape[-2:] == x.shape[-2:] else x
+
+
 def _linear(x: Expr, weight: Expr, bias: Expr | None = None) -> Expr:
     out = make("matmul", x, make("transpose", weight, perm=(1, 0)) if rank(weight) == 2 else weight)
     return out if bias is None else make("add", out, bias)
@@ -322,7 +338,7 @@ READ: dict[str, Row] = {
     "softmax": _softmax,
     "_softmax": _aten_softmax,
     "_safe_softmax": safe_softmax,
-    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "__matmul__"), lambda a, b: make("matmul", a, b)),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "__matmul__"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "linear": _linear,
     "einsum": _einsum,

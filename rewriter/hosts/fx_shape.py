@@ -18,7 +18,8 @@ def _view(x: Expr, *shape: Any) -> Expr | None:
     sizes = many(shape)
     if any(isinstance(item, torch.dtype) for item in sizes):
         return None  # other bits, not another shape
-    return make("reshape", x, vector(sizes), keep_zero=True)
+    view = make("reshape", x, vector(sizes), keep_zero=True)
+    return x if view.shape is not None and view.shape == x.shape else view
 
 
 def _flatten(x: Expr, start_dim: int = 0, end_dim: int = -1) -> Expr:
@@ -222,7 +223,8 @@ SHAPES: dict[str, Row] = {
     "unflatten": _unflatten,
     **dict.fromkeys(("permute", "permute_copy"), _permute),
     **dict.fromkeys(("transpose", "swapaxes", "swapdims", "transpose_copy"), _transpose),
-    "t": _swapped,
+    **dict.fromkeys(("t", "mT"), _swapped),
+    "numpy_T": lambda x: _permute(x, *reversed(range(rank(x)))),
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
     **dict.fromkeys(("expand", "broadcast_to", "expand_copy"), _expand),

@@ -121,6 +121,11 @@ class OnnxGraphs(Graphs):
         """Return a node's name, or that of its first output."""
         return node.name or node.outputs[0].name or ""
 
+    def inputs(self) -> list[Expr]:
+        """Return the inputs of the main graph that have no default."""
+        graph = self.model.graph
+        return [self.exprs[value] for value in graph.inputs if value.name not in graph.initializers]
+
     def survivor(self, node: ir.Node) -> str | None:
         """Return the name of a node that still reads ``node``, None if that was removed."""
         if node.graph is None:

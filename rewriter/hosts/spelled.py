@@ -50,11 +50,12 @@ def column(x: Expr) -> Expr:
 
 
 def causal(scores: Expr, q: Expr, k: Expr, past: Expr | None = None) -> Expr:
-    """Return scores [b h s t] with key j hidden from query i unless j <= i + the length of the past."""
-    rows = column(count(dim(q, 2)))
+    """Return scores [... s t] with key j hidden from query i unless j <= i + the length of the past."""
+    last = (q.rank or 4) - 2
+    rows = column(count(dim(q, last)))
     if past is not None:
-        rows = make("add", rows, dim(past, 2))
-    return kept(scores, make("le", count(dim(k, 2)), rows))
+        rows = make("add", rows, dim(past, last))
+    return kept(scores, make("le", count(dim(k, last)), rows))
 
 
 def kept(scores: Expr, keep: Expr) -> Expr:

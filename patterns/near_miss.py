@@ -27,10 +27,10 @@ def decline(graphs: Graphs, second: Linear, region: Region, weights: Weights) ->
     bends = region.bends
     if region.stops or not bends or not (region.sources or _products(region)):
         return None
+    if second.product.args[0] in weights:
+        return None  # a 1×1 convolution: convolutional networks are full of them, and nobody looks for blocks there
     if region.between:
-        # 1×1 convolutions around a depthwise one are the blocks of convolutional networks, of which there are many
-        convolutional = second.product.args[0] in weights and any(map(is_depthwise, region.between))
-        return None if convolutional else _between(graphs, second, region)
+        return _between(graphs, second, region)
     count = len(region.sources)
     if count == 1:
         return _one(graphs, second, region)

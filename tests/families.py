@@ -476,7 +476,7 @@ RAISING: Mapping[str, str] = {
     "fnet": "torchscript",
 }
 # Feed-forward blocks that are not of the form product, activation, product, and words of the reason that is given.
-EXPERTS = ""  # each token has products with the weights of its own experts
+EXPERTS = "a mixture of experts"
 UNREAD: Mapping[str, str] = {
     "segformer": "a depthwise Conv stands between its products and mixes neighbouring tokens",
     "squeezebert": "",  # its products are grouped convolutions

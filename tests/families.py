@@ -462,7 +462,7 @@ class Case:
         return f"{self.family.name}-{self.exporter.name}-{self.exporter.opset}-{self.implementation}"
 
 
-# Exporters that raise, or whose files do not run, by family: the quick run chooses another, the sweep says so.
+# Exporters that raise, or whose files do not run: the quick run chooses another, the sweep tries them and says so.
 RAISING: Mapping[str, str] = {
     "xlnet": "dynamo",
     "falcon": "dynamo-23-sdpa",

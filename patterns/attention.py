@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from patterns import mask, operands
+from patterns import operands
+from patterns.masking import Masking
 from patterns.scores import Finer, Frame, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
 from rewriter import layout
-from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.hosts.base import Graphs
 from rewriter.report import Step
 from runtime_ops import interpret
 from runtime_ops.words import Expr
 
 
-def read(graphs: OnnxGraphs) -> Iterator[AttentionSite | Decline]:
+def read(graphs: Graphs) -> Iterator[AttentionSite | Decline]:
     """Yield a site or a decline for every softmax of a model."""
     for softmax in graphs.exprs_of("softmax"):
         yield _site_or_decline(graphs, softmax)
@@ -35,7 +36,7 @@ _OTHER_SOFTMAXES = {
 }
 
 
-def _site_or_decline(graphs: OnnxGraphs, softmax: Expr) -> AttentionSite | Decline:
+def _site_or_decline(graphs: Graphs, softmax: Expr) -> AttentionSite | Decline:
     name = graphs.node_name(softmax)
     try:
         try:
@@ -46,7 +47,7 @@ def _site_or_decline(graphs: OnnxGraphs, softmax: Expr) -> AttentionSite | Decli
         return Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at), steps=stop.steps)
 
 
-def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None) -> AttentionSite:
+def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> AttentionSite:
     axes, frame = _frame(softmax, split)
     product = _values(graphs, softmax, axes, frame)
     try:
@@ -61,6 +62,7 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
     heads, kv_heads = operands.size(frame.h), operands.size(kv)
     operands.check_heads(softmax, heads, kv_heads)
     cap, scale = scores.cap, scores.scale * q.factor * k.factor
+    masking = scores.masking.finished()
     return AttentionSite(
         anchor=name,
         q=q.operand,
@@ -69,9 +71,10 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
         # tanh is taken of scale · q·kᵀ; the op divides by the cap inside, so the cap goes into its scale
         scale=scale if cap is None else scale * cap,
         softcap=cap,
-        bias=scores.bias,
-        causal=scores.causal,
-        mask=mask.describe(scores.bias, scores.causal),
+        bias=masking.bias,
+        causal=masking.causal,
+        keys=masking.keys,
+        mask=masking.mask,
         heads=heads,
         kv_heads=kv_heads,
         head_width=operands.width(scores.q),
@@ -80,8 +83,14 @@ def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None)
         node=graphs.node(softmax),
         leaks=tuple(product.leaks),
         frame={"b": frame.b, "h": frame.h, "g": kv, "s": frame.s, "t": frame.t},
-        steps=(*product.steps, *scores.steps),
+        steps=(*product.steps, *scores.steps, *_mask_step(name, masking)),
     )
+
+
+def _mask_step(name: str, masking: Masking) -> Sequence[Step]:
+    if not masking.said:
+        return ()
+    return (Step(node=name, met="mask", meaning=f"{masking.mask}; {masking.verdict}"),)
 
 
 def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:
@@ -119,7 +128,7 @@ class _Values:
     steps: Sequence[Step]
 
 
-def _values(graphs: OnnxGraphs, softmax: Expr, axes: layout.Axes, frame: Frame) -> _Values:
+def _values(graphs: Graphs, softmax: Expr, axes: layout.Axes, frame: Frame) -> _Values:
     """Follow the probabilities forward to their product with the values."""
     current, leaks, steps = softmax, [], []
     while True:
@@ -162,7 +171,7 @@ def _leads_on(user: Expr, current: Expr, axes: layout.Axes, frame: Frame) -> boo
     return layout.forward(user, axes) is not None
 
 
-def _nan_guard(graphs: OnnxGraphs, current: Expr, users: Sequence[Expr]) -> Expr | None:
+def _nan_guard(graphs: Graphs, current: Expr, users: Sequence[Expr]) -> Expr | None:
     """Return where(isnan(p), 0, p) if that is all that reads p."""
     for user in users:
         if user.word == "where" and user.args[2] is current and user.args[1].number() == 0.0:
@@ -172,7 +181,7 @@ def _nan_guard(graphs: OnnxGraphs, current: Expr, users: Sequence[Expr]) -> Expr
     return None
 
 
-def _handled(graphs: OnnxGraphs, out: Expr, axes: layout.Axes) -> tuple[Expr, layout.Axes]:
+def _handled(graphs: Graphs, out: Expr, axes: layout.Axes) -> tuple[Expr, layout.Axes]:
     """Return the result as a value of the graph; inside a fused node that comes a few views later."""
     while out.handle is None:
         users = graphs.readers(out)
@@ -184,7 +193,7 @@ def _handled(graphs: OnnxGraphs, out: Expr, axes: layout.Axes) -> tuple[Expr, la
 
 
 def _product(
-    graphs: OnnxGraphs,
+    graphs: Graphs,
     user: Expr,
     current: Expr,
     axes: layout.Axes,

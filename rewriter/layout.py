@@ -219,6 +219,8 @@ def arrange(expr: Expr, axes: Axes, target: Axes) -> Expr | None:
     goal = tuple(tuple(a for a in axis if a.name in names) for axis in target)
     if sum(len(axis) for axis in goal) != len(names):
         return None
+    if goal == axes:
+        return expr
     order = [a for axis in goal for a in axis]
     split = _split(expr, axes)
     if split is None:

@@ -39,11 +39,12 @@ def _row(name: str, site: Any) -> SiteRow:
         head_width=_number(getattr(site, "head_width", None)),
         value_width=_number(getattr(site, "value_width", None)),
         scale=getattr(site, "scale", None),
-        mask=getattr(site, "mask", None),
+        mask=str(site.mask) if hasattr(site, "mask") else None,
         softcap=getattr(site, "softcap", None),
         model_width=_number(getattr(site, "model_width", None)),
         inner_width=_number(getattr(site, "inner_width", None)),
         anchor=site.anchor,
+        **{name: getattr(site, name, None) for name in ("activation", "gated", "biases", "quantised", "stored")},
     )
 
 

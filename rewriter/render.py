@@ -96,7 +96,7 @@ def _show(report: ShowReport) -> Iterable[RenderableType]:
     yield f"{report.model} ({report.host}{opset}): {found}"
     if report.sites:
         yield ""
-        heads = ("site", "reads as", ">heads", ">width", "mask", "anchor")
+        heads = ("site", "reads as", ">heads", ">width", "mask or format", "anchor")
         yield table(heads, map(_site, report.sites))
     if report.declines:
         yield "\nnot read:"
@@ -108,7 +108,8 @@ def _site(row: SiteRow) -> Sequence[str]:
     heads, width = _pair(row.heads, row.kv_heads), _pair(row.head_width, row.value_width)
     if row.inner_width is not None:
         heads, width = "", _pair(row.model_width, row.inner_width)
-    return (row.id, row.reads_as, heads, width, row.mask or "", row.anchor)
+    stored = row.stored and f"{row.stored} weights"
+    return (row.id, row.reads_as, heads, width, row.mask or row.quantised or stored or "", row.anchor)
 
 
 def _pair(one: int | None, other: int | None) -> str:

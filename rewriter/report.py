@@ -51,11 +51,16 @@ class SiteRow(Report):
     model_width: int | None
     inner_width: int | None
     anchor: str  # name of the anchor node
+    activation: str | None = None
+    gated: bool | None = None
+    biases: Sequence[str] | None = None  # of "in", "gate", "out": those that are there
+    quantised: str | None = None  # operators that round numbers of the block to few bits
+    stored: str | None = None  # element type of weights that are no floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeclineRow(Report):
-    """One softmax that was not read as attention, and why."""
+    """One softmax that was not read as attention, or near miss of a feed-forward block, and why."""
 
     kind: str
     anchor: str
@@ -65,7 +70,7 @@ class DeclineRow(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ShowReport(Report):
-    """The sites of a model and the softmaxes that are not sites."""
+    """The sites of a model, the softmaxes that are not sites, and near misses of feed-forward blocks."""
 
     model: str
     host: str  # "onnx" | "fx"

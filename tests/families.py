@@ -213,8 +213,8 @@ RAISING: Mapping[str, str] = {
     "falcon-past": "dynamo-23-sdpa",
     "mpt-past": "dynamo",
 }
-# Feed-forward blocks that are not of the form product, activation, product, and why.
-UNREAD: Mapping[str, str] = {"segformer": "a depthwise convolution between the products mixes neighbouring tokens"}
+# Feed-forward blocks that are not of the form product, activation, product, and the reason that each must be given.
+UNREAD: Mapping[str, str] = {"segformer": "a depthwise Conv stands between its products and mixes neighbouring tokens"}
 SWEEP = tuple(
     Case(family=family, exporter=exporter, implementation=implementation)
     for family in FAMILIES

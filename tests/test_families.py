@@ -51,7 +51,10 @@ def test_family(case: Case, exports: Path, tmp_path: Path, record_property: Reco
     }
     record_property("family", row | {"error": None})
     check_found(shown, case)
-    assert feed_forward == (0 if case.family.name in UNREAD else case.family.feed_forward)
+    unread = UNREAD.get(case.family.name)
+    assert feed_forward == (0 if unread else case.family.feed_forward)
+    reasons = [row.reason for row in shown.declines if row.kind == "feed-forward"]
+    assert reasons == ([unread] * case.family.feed_forward if unread else [])
     record_property("family", row | {"error": check_numbers(file, tmp_path / "rewritten.onnx", found)})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts.onnx_row import Args
-from runtime_ops.dims import Dim
+from runtime_ops.dims import Dim, Sym
 
 # Opaque operators whose first output has the shape of the input of this index.
 SHAPE_OF_INPUT: dict[str, int] = {
@@ -21,28 +21,20 @@ SHAPE_OF_INPUT: dict[str, int] = {
             "BatchNormalization",
             "InstanceNormalization",
             "GroupNormalization",
-            "Clip",
-            "HardSwish",
-            "HardSigmoid",
-            "LeakyRelu",
             "PRelu",
-            "Elu",
             "Gelu",
             "FastGelu",
             "QuickGelu",
             "BiasGelu",
             "Mish",
             "Swish",
-            "Softplus",
             "Softsign",
             "Sin",
             "Cos",
-            "Abs",
             "Ceil",
             "Round",
             "Sign",
             "CumSum",
-            "Trilu",
             "LogSoftmax",
             "QuantizeLinear",
             "DequantizeLinear",
@@ -67,6 +59,8 @@ def opaque_shape(node: ir.Node, args: Args, index: int) -> tuple[Dim, ...] | Non
         return () if node.op_type == "DynamicQuantizeLinear" else None
     if node.op_type == "Tile":
         return _tiled(args)
+    if node.op_type == "Conv":
+        return _convolved(node, args)
     which = SHAPE_OF_INPUT.get(node.op_type)
     source = args[which] if which is not None and which < len(args) else None
     return None if source is None else source.shape
@@ -90,3 +84,12 @@ def _tiled(args: Args) -> tuple[Dim, ...] | None:
     if x is None or x.shape is None or repeats is None or repeats.known is None:
         return None
     return tuple(length * times for length, times in zip(x.shape, repeats.known.reshape(-1).tolist(), strict=True))
+
+
+def _convolved(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
+    """Return batch and channels of a convolution; the lengths after them are not worked out."""
+    x, w = args[0], args[1]
+    if x is None or w is None or w.shape is None:
+        return None
+    fresh = [Sym.named(f"?{node.outputs[0].name}.{i}") for i in range(len(w.shape))]
+    return (x.shape[0] if x.shape else fresh[0], w.shape[0], *fresh[2:])

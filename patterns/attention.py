@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from patterns import operands
+from patterns import around, operands
 from patterns.masking import Masking
 from patterns.scores import Finer, Frame, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
@@ -61,6 +62,7 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
     k, v, kv = operands.keys_and_values(scores.k, product.v, frame)
     heads, kv_heads = operands.size(frame.h), operands.size(kv)
     operands.check_heads(softmax, heads, kv_heads)
+    beside = graphs.beside(product.out)
     cap, scale = scores.cap, scores.scale * q.factor * k.factor
     masking = scores.masking.finished()
     return AttentionSite(
@@ -71,17 +73,16 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
         # tanh is taken of scale · q·kᵀ; the op divides by the cap inside, so the cap goes into its scale
         scale=scale if cap is None else scale * cap,
         softcap=cap,
-        bias=masking.bias,
-        causal=masking.causal,
-        keys=masking.keys,
-        mask=masking.mask,
+        **masking.fields,
         heads=heads,
         kv_heads=kv_heads,
         head_width=operands.width(scores.q),
         value_width=operands.width(product.v),
         out=Operand(value=product.out, axes=product.axes),
         node=graphs.node(softmax),
-        leaks=tuple(product.leaks),
+        leaks=(*product.leaks, *_scores_given(beside)),
+        beside={handle: expr for handle, expr in beside.items() if expr is not None},
+        **around.read(graphs, scores.q, scores.k, product.v, frame, beside),
         frame={"b": frame.b, "h": frame.h, "g": kv, "s": frame.s, "t": frame.t},
         steps=(*product.steps, *scores.steps, *_mask_step(name, masking)),
     )
@@ -91,6 +92,11 @@ def _mask_step(name: str, masking: Masking) -> Sequence[Step]:
     if not masking.said:
         return ()
     return (Step(node=name, met="mask", meaning=f"{masking.mask}; {masking.verdict}"),)
+
+
+def _scores_given(beside: Mapping[Any, Expr | None]) -> list[str]:
+    """Return the names of a fused node's further outputs that hold scores or probabilities."""
+    return [f"whoever takes {handle.name}" for handle, expr in beside.items() if expr is None]
 
 
 def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:

@@ -66,6 +66,11 @@ class Masking:
         return together(self.said)
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """What a site says of its masks."""
+        return {"bias": self.bias, "causal": self.causal, "keys": self.keys, "mask": self.mask}
+
+    @property
     def verdict(self) -> str:
         """How the operation gets the mask, and why no better."""
         flags = ["causal"] * (self.causal is not None) + ["key_mask"] * (self.keys is not None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from patterns.mask import Causal, Mask
+from patterns.surroundings import Cache, Norm, Projection, Rope
 from rewriter.layout import Axes, Axis, arrange, text
 from rewriter.report import Step
 from runtime_ops.dims import Dim
@@ -50,6 +51,9 @@ class AttentionSite:
         out: the tensor that holds the result, and its layout.
         node: the node of the softmax, or of the operation that holds it.
         leaks: readers of the probabilities besides the product with v.
+        beside: what else the node of ``out`` gives (its present keys and values), by handle; a rewrite makes it too.
+        rope, qk_norm, cache: what queries and keys come through; None: looked for and not found.
+        projections: by "q", "k" and "v" the constant weights that they come from; None likewise.
         frame: the layout that the operands are arranged to: letter to atoms.
         steps: how it was read.
     """
@@ -71,10 +75,26 @@ class AttentionSite:
     out: Operand
     node: Any = field(compare=False)
     leaks: Sequence[str] = ()
+    beside: Mapping[Any, Expr] = field(compare=False, default_factory=dict)
+    rope: Rope | None
+    qk_norm: Norm | None
+    cache: Cache | None
+    projections: Mapping[str, Projection | None]
     frame: dict[str, Axis] = field(compare=False, default_factory=dict)
     steps: Sequence[Step] = field(compare=False, default=())
 
     kind = "attention"
+
+    @property
+    def around(self) -> Sequence[str]:
+        """What queries, keys and values come through, in words."""
+        return [part.said for part in (self.rope, self.qk_norm, self.cache) if part is not None]
+
+    @property
+    def surroundings(self) -> Mapping[str, str]:
+        """The same at length, each with what was not found."""
+        parts = {"rope": self.rope, "qk norm": self.qk_norm, "cache": self.cache, **self.projections}
+        return {name: "none found" if part is None else part.sentence for name, part in parts.items()}
 
     @property
     def reads_as(self) -> str:

@@ -8,7 +8,7 @@ from rewriter import registry
 from rewriter.errors import GraftError
 from rewriter.reading import ModelLike, Reading, name_of, open_any, read
 from rewriter.report import DeclineRow, ShowReport, SiteRow, Story, WhyReport
-from runtime_ops.dims import Dim
+from runtime_ops.dims import Dim, vague
 
 
 def show(model: ModelLike) -> ShowReport:
@@ -44,12 +44,20 @@ def _row(name: str, site: Any) -> SiteRow:
         model_width=_number(getattr(site, "model_width", None)),
         inner_width=_number(getattr(site, "inner_width", None)),
         anchor=site.anchor,
-        **{name: getattr(site, name, None) for name in ("activation", "gated", "biases", "quantised", "stored")},
+        **{name: getattr(site, name) for name in (*_AROUND, *_BLOCK) if hasattr(site, name)},
     )
 
 
-def _number(length: Dim | None) -> int | None:
-    return length if isinstance(length, int) else None
+_AROUND = ("around", "rope", "qk_norm", "cache", "projections")
+_BLOCK = ("activation", "gated", "biases", "quantised", "stored")
+_SIMPLE = 24  # characters of a length that fit a table
+
+
+def _number(length: Dim | None) -> int | str | None:
+    """Return a length: as a number, as text where it is a simple expression of names, else None."""
+    if length is None or isinstance(length, int):
+        return length
+    return None if vague(length) or len(str(length)) > _SIMPLE else str(length)
 
 
 def why(model: ModelLike, site: str | None = None) -> WhyReport:
@@ -76,7 +84,7 @@ def _declines(reading: Reading) -> list[Story]:
     """Return the stories of declines; the one that got furthest is the nearest miss and comes first."""
     nearest = sorted(enumerate(reading.declines), key=lambda pair: -len(pair[1].steps))
     return [
-        Story(id=f"decline.{n}", anchor=d.anchor, outcome=f"{d.reason} (at {d.at})", steps=d.steps, rules={})
+        Story(id=f"decline.{n}", anchor=d.anchor, outcome=f"{d.reason} (at {d.at})", steps=d.steps, around={}, rules={})
         for n, d in nearest
     ]
 
@@ -88,5 +96,14 @@ def _sites(reading: Reading) -> list[Story]:
         said = {
             rule.name: rule.why_not(site, rule.given) or "applies" for rule in rules.values() if rule.on == site.kind
         }
-        stories.append(Story(id=name, anchor=site.anchor, outcome=site.reads_as, steps=site.steps, rules=said))
+        stories.append(
+            Story(
+                id=name,
+                anchor=site.anchor,
+                outcome=site.reads_as,
+                steps=site.steps,
+                around=getattr(site, "surroundings", {}),
+                rules=said,
+            )
+        )
     return stories

@@ -101,7 +101,7 @@ def check(
     for handle, expr in plan.values.items() if whole else ():
         exact = expr if limit is None else limit.values[handle]
         session = _Alone(expr, {e.handle: whole[0][e.handle] for e in read}, folder / f"{site}.onnx")
-        rows += [_errors(graphs.exprs[handle], expr, exact, session, values) for values in whole]
+        rows += [_errors(graphs.exprs[handle], handle, expr, exact, session, values) for values in whole]
     if not rows:
         return None
     worst = [max(column) for column in zip(*rows, strict=True)]
@@ -110,13 +110,13 @@ def check(
 
 
 def _errors(
-    region: Expr, expr: Expr, exact: Expr, session: _Alone, values: Leaves
+    region: Expr, handle: ir.Value, expr: Expr, exact: Expr, session: _Alone, values: Leaves
 ) -> tuple[float, float, float, float]:
-    inner = {value: array for value, array in values.items() if value is not region.handle}
+    inner = {value: array for value, array in values.items() if value is not handle}
     truth, planned, best = (interpret.golden(e, inner) for e in (region, expr, exact))
     feeds = {f"leaf_{i}": np.ascontiguousarray(inner[v]) for i, v in enumerate(session.leaves)}
     out = sessions.run(session.session, feeds)[0]
-    captured = values[region.handle]
+    captured = values[handle]
     rewrite, same = relative(truth, best), relative(captured, out)
     if rewrite > STRUCTURAL and same <= ROUNDING:
         # float64 still sees scores that a huge finite mask swallows in float32: here the original is the truth

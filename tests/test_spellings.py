@@ -32,13 +32,15 @@ def test_spelling(spelling: Spelling, tmp_path: Path) -> None:
     original = tmp_path / "original.onnx"
     onnx.save(spelling.build(), original)
     shown = rewriter.show(original)
-    exact = rewriter.apply(original, output=tmp_path / "exact.onnx", verify=spelling.runs)
+    exact = rewriter.apply(original, output=tmp_path / "exact.onnx", verify=spelling.runs and spelling.proves)
     not_yet(spelling, shown, exact)
     check_reading(spelling, shown, exact)
     assert grafted(tmp_path / "exact.onnx") == exact.rewritten
     limit = rewriter.apply(original, ("topk-attention:k=64",), output=tmp_path / "limit.onnx", verify=False)
     assert limit.rewritten == exact.rewritten
-    if spelling.runs:
+    if not spelling.runs and spelling.twin:
+        onnx.save(spelling.golden(), original)  # what the runtime cannot run is held against its twin
+    if spelling.runs or spelling.twin:
         check_numbers(spelling, original, [tmp_path / "exact.onnx", tmp_path / "limit.onnx"])
 
 

@@ -14,14 +14,15 @@ from rewriter.hosts.base import Graphs, Unfit
 from rewriter.hosts.onnx_activation import ACTIVATIONS
 from rewriter.hosts.onnx_fused import FUSED
 from rewriter.hosts.onnx_quantised import QUANTISED
+from rewriter.hosts.onnx_rotary import ROTARY
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.dims import declared as declared_length
 from runtime_ops.words import WORDS, Expr, symbol
 
+_SPELLED = {**FUSED, **ACTIVATIONS, **QUANTISED, **ROTARY}  # operators that say several words at once
 _KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
-_SPELLED_OUT = {**FUSED, **ACTIVATIONS, **QUANTISED}
 
 
 class OnnxGraphs(Graphs):
@@ -35,6 +36,7 @@ class OnnxGraphs(Graphs):
     def __init__(self, model: ir.Model) -> None:
         super().__init__()
         self.model = model
+        self._made: dict[ir.Value, Expr] = {}
         self._owners: dict[ir.Graph, ir.Graph | ir.Function] = {}
         model.graph.sort()  # some tools write nodes before what they read
         self._read(model.graph, model.graph)
@@ -90,14 +92,16 @@ class OnnxGraphs(Graphs):
             read, why = [], str(reason)
         self._at = node
         for i, value in enumerate(node.outputs):
-            self._bind(value, read[i] if i < len(read) else _opaque(node, args, value, i, why))
+            expr = read[i] if i < len(read) else _opaque(node, args, value, i, why)
+            self._made[value] = expr
+            self._bind(value, expr)
 
     def _words(self, node: ir.Node, args: Sequence[Expr | None], opset: int) -> Sequence[Expr]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if node.op_type == "Constant" and not domain:
             return [_constant(node)]
         key = (domain, node.op_type)
-        row = _SPELLED_OUT.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
+        row = _SPELLED.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
         if row is None or any(a is None for a in args[: _needed(node.op_type)]):
             return []
         try:
@@ -122,6 +126,13 @@ class OnnxGraphs(Graphs):
         if node.graph is None:
             return None
         return next((use.node.name or "" for output in node.outputs for use in output.uses()), "an output")
+
+    def beside(self, expr: Expr) -> dict[ir.Value, Expr | None]:
+        """Return the other outputs in use of the node that gives ``expr``: how they are made, None if not in words."""
+        producer = expr.handle.producer() if isinstance(expr.handle, ir.Value) else None
+        used = [v for v in producer.outputs if v.uses() or v.is_graph_output()] if producer is not None else []
+        others = {v: self._made[v] for v in used if v is not expr.handle}
+        return {v: None if made.word == "opaque" and made.handle is v else made for v, made in others.items()}
 
 
 def _needed(op: str) -> int:

@@ -39,10 +39,26 @@ def mish(x: Expr) -> Expr:
     return make("mul", x, make("tanh", softplus(x)))
 
 
-def causal(scores: Expr, q: Expr, k: Expr) -> Expr:
-    """Return scores with every key after its query hidden, rows and columns aligned at the top left."""
-    rows, columns = (make("range", const(0), make("squeeze", dim(x, 2), axes=(0,)), const(1)) for x in (q, k))
-    keep = make("le", columns, make("unsqueeze", rows, axes=(1,)))
+def count(length: Expr, start: int = 0) -> Expr:
+    """Return [start, start + 1, …] up to a length, which is a tensor of one element."""
+    return make("range", const(start), make("squeeze", length, axes=(0,)), const(1))
+
+
+def column(x: Expr) -> Expr:
+    """Return [s] as [s 1]."""
+    return make("unsqueeze", x, axes=(1,))
+
+
+def causal(scores: Expr, q: Expr, k: Expr, past: Expr | None = None) -> Expr:
+    """Return scores [b h s t] with key j hidden from query i unless j <= i + the length of the past."""
+    rows = column(count(dim(q, 2)))
+    if past is not None:
+        rows = make("add", rows, dim(past, 2))
+    return kept(scores, make("le", count(dim(k, 2)), rows))
+
+
+def kept(scores: Expr, keep: Expr) -> Expr:
+    """Return scores, -inf where ``keep`` is false."""
     return make("where", keep, scores, const(-np.inf, scores.dtype))
 
 
@@ -68,6 +84,8 @@ def einsum(equation: str, args: Sequence[Expr]) -> Expr | None:
     terms, _, result = equation.replace(" ", "").partition("->")
     if len(args) == 1 and sorted(terms) == sorted(set(result)):
         return _permuted(args[0], terms, list(result))
+    if len(args) == 2 and "..." in terms:
+        terms, result = _without_dots(args, terms, result)
     if len(args) != 2 or "." in terms or any(len(set(t)) != len(t) for t in terms.split(",")):
         return None
     left, right = terms.split(",")
@@ -80,6 +98,16 @@ def einsum(equation: str, args: Sequence[Expr]) -> Expr | None:
     a = _permuted(args[0], left, [*both, *mine, *inner])
     b = _permuted(args[1], right, [*both, *inner, *yours])
     return _permuted(make("matmul", a, b), "".join([*both, *mine, *yours]), list(out))
+
+
+def _without_dots(args: Sequence[Expr], terms: str, result: str) -> tuple[str, str]:
+    """Return an equation with letters for its "...", which stands for the leading axes of both tensors alike."""
+    parts = terms.split(",")
+    ranks = [None if x.rank is None else x.rank - len(p.replace("...", "")) for x, p in zip(args, parts, strict=True)]
+    if len(parts) != 2 or ranks[0] != ranks[1] or ranks[0] is None or not all("..." in p for p in (*parts, result)):
+        return terms, result
+    letters = "".join([c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in terms][: ranks[0]])
+    return terms.replace("...", letters), result.replace("...", letters)
 
 
 def _permuted(x: Expr, have: str, want: Sequence[str]) -> Expr:

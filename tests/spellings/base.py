@@ -40,6 +40,7 @@ class Spelling:
     may_decline: bool = False  # either a read site or a decline will do; wrong numbers never
     twin: Callable[[Sketch], None] | None = None  # the same in standard ops, where fp64 cannot run the spelling itself
     runs: bool = True  # ONNX Runtime's CPU provider can run the original (it has no bf16 MatMul)
+    proves: bool = True  # it runs on the inputs that a proof makes up
     dims: Sequence[Dims] = SELF
     issue: int = 2
 

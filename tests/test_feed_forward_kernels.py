@@ -99,7 +99,7 @@ def coefficients(made: Call, **more: Any) -> Array:
 
 TIES: dict[str, Call] = {
     "all alike": call(40, 8, 300, k_top=37) | {"w_in": np.ones((300, 8), np.float32), "b_in": np.ones(300, np.float32)},
-    "two kinds": call(40, 8, 300, k_top=160) | {"w_in": np.tile(np.eye(8, dtype=np.float32)[:2], (150, 1)), "b_in": None},
+    "two kinds": call(40, 8, 300, k_top=160) | {"w_in": np.tile(np.eye(8, dtype="f")[:2], (150, 1)), "b_in": None},
     "integers": {n: None if n == "b_in" else np.rint(2 * a) if isinstance(a, np.ndarray) else a
                  for n, a in call(40, 3, 500, k_top=37).items()},
     "zeros": call(40, 8, 300, k_top=37) | {"w_in": np.zeros((300, 8), np.float32), "b_in": None},

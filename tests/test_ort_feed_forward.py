@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from test_ort_abi import FLOATS, INFERS, as_array, as_value, open_session
 
 from runtime_ops import kernels

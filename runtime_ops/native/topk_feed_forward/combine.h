@@ -115,6 +115,8 @@ template <class V>
 inline void pack_columns(const graft_tensor& w, int64_t i, int64_t depth, int64_t first, int64_t n, float* to) {
   constexpr int64_t width = panel_width<V>();
   for (int64_t r = 0; r < depth; ++r, to += width) {
+    const void* ahead = element(row_of(w, i + r + 16), w.dtype, first);  // too short a stretch to be foreseen
+    for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(element(ahead, w.dtype, j));
     widen_row<V>(element(row_of(w, i + r), w.dtype, first), w.dtype, n, to);
     for (int64_t j = n; j < width; ++j) to[j] = 0.0f;
   }

@@ -474,6 +474,9 @@ RAISING: Mapping[str, str] = {
     "led": "dynamo",
     "prophetnet": "dynamo",
     "fnet": "torchscript",
+    "canine": "torchscript",
+    "gpt-neo-past": "dynamo",
+    "xglm-past": "dynamo",
 }
 # Feed-forward blocks that are not of the form product, activation, product, and why.
 EXPERTS_DIFFER = "each token has products with the weights of its own experts"

@@ -27,9 +27,11 @@ def read(graphs: Graphs) -> Iterator[AttentionSite | Decline]:
     for exps in graphs.exprs_of("exp"):
         if any(user.word == "sum" and graphs.readers(user) for user in graphs.readers(exps)):
             yield Decline(anchor=graphs.node_name(exps), kind="attention", reason=_LOOSE_EXP, at=place(exps))
+    told = set()  # nodes, which may give several values
     for other in graphs.exprs_of("opaque"):
         why = other.attrs.get("why") or _OTHER_SOFTMAXES.get(other.attrs["op"])
-        if why is not None:
+        if why is not None and graphs.node(other) not in told:
+            told.add(graphs.node(other))
             yield Decline(anchor=graphs.node_name(other), kind="attention", reason=why, at=place(other))
 
 

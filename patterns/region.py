@@ -52,7 +52,7 @@ def walk(inner: Expr, axes: Axes | None, weights: Weights) -> Region:
     stack: list[tuple[Expr, Axes | None]] = [(inner, axes)]
     while stack and len(region.nodes) <= _LARGEST:
         node, axes = stack.pop()
-        if id(node) in region.nodes or node.number() is not None:
+        if id(node) in region.nodes or node in weights:
             continue
         region.nodes[id(node)] = node
         stack.extend(_further(region, node, axes, weights))

@@ -187,9 +187,8 @@ def _where(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
                 expr,
             )
         scores = peel(inner, axes, frame)
-        visible = to_frame(keep if kept else make("not", keep), axes, frame.scores)
-        found = parts(keep, axes, frame.scores, kept)
-        scores = dataclasses.replace(scores, masking=scores.masking.replaced(visible, found, number))
+        test, found = to_frame(keep, axes, frame.scores), parts(keep, axes, frame.scores, kept)
+        scores = dataclasses.replace(scores, masking=scores.masking.replaced(test, kept, found, number))
         return scores.said(expr, "where", f"{'keeps' if kept else 'drops'} where {place(keep)}, fill {number:g}")
     raise Unreadable("a where whose fill is not a known number stands above the product", expr)
 

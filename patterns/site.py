@@ -58,11 +58,11 @@ class AttentionSite:
         steps: how it was read.
     """
 
-    anchor: str
+    anchor: str = field(compare=False)
     q: Operand
     k: Operand
     v: Operand
-    scale: float
+    scale: float = field(compare=False)
     softcap: float | None
     bias: Expr | None = field(compare=False)
     causal: Causal | None
@@ -74,7 +74,7 @@ class AttentionSite:
     value_width: Dim | None
     out: Operand
     node: Any = field(compare=False)
-    leaks: Sequence[str] = ()
+    leaks: Sequence[str] = field(compare=False, default=())
     beside: Mapping[Any, Expr] = field(compare=False, default_factory=dict)
     rope: Rope | None
     qk_norm: Norm | None
@@ -82,8 +82,12 @@ class AttentionSite:
     projections: Mapping[str, Projection | None]
     frame: dict[str, Axis] = field(compare=False, default_factory=dict)
     steps: Sequence[Step] = field(compare=False, default=())
+    scale_digits: str = field(init=False)  # what of the scale is compared: exporters split it into float32 factors
 
     kind = "attention"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale_digits", f"{self.scale:.6g}")
 
     @property
     def around(self) -> Sequence[str]:
@@ -123,13 +127,13 @@ class FeedForwardSite:
         b_out: a vector [m], or None where no bias directly follows the second product; then it is not in ``out``.
         out: the result, after ``b_out``; the same rows as x, perhaps in another order.
         quantised: None, or the operators that round its numbers to few bits: the formula holds up to that rounding.
-        stored: None, or how weights are kept that are no plain floats: the formula holds exactly.
+        stored: None, or the element type that weights are worked out from if that is none of floats.
         node: the node of the second product.
         leaks: readers of the inner tensor [… f] besides the second product.
         steps: how it was read.
     """
 
-    anchor: str
+    anchor: str = field(compare=False)
     activation: str
     x: Operand
     w_in: Operand
@@ -142,7 +146,7 @@ class FeedForwardSite:
     quantised: str | None
     stored: str | None
     node: Any = field(compare=False)
-    leaks: Sequence[str] = ()
+    leaks: Sequence[str] = field(compare=False, default=())
     steps: Sequence[Step] = field(compare=False, default=())
 
     kind = "feed-forward"
@@ -168,21 +172,24 @@ class FeedForwardSite:
         return next(a.size for axis in self.w_out.axes for a in axis if a.name == "f")
 
     @property
-    def bias_in(self) -> bool:
-        """Whether the product before the activation has a bias."""
-        return (self.b_gate if self.gated else self.b_in) is not None
+    def biases(self) -> tuple[str, ...]:
+        """Which of its products have a bias: "in", "gate", "out"."""
+        given = {"in": self.b_in, "gate": self.b_gate, "out": self.b_out}
+        return tuple(name for name, bias in given.items() if bias is not None)
+
+    @property
+    def around(self) -> Sequence[str]:
+        """What its numbers are besides floats, in words."""
+        return (*((f"{self.stored} weights",) if self.stored else ()), *((self.quantised,) if self.quantised else ()))
 
     @property
     def reads_as(self) -> str:
         """The block as a formula."""
-        inner, up = (f"x·{w}{'' if b is None else ' + b'}" for w, b in (("w", self._first), ("u", self.b_in)))
+        first = self.b_gate if self.gated else self.b_in
+        inner, up = (f"x·{w}{'' if b is None else ' + b'}" for w, b in (("w", first), ("u", self.b_in)))
         up = up if self.b_in is None else f"({up})"
         block = f"({self.activation}({inner}) ⊙ {up})·w_out" if self.gated else f"{self.activation}({inner})·w_out"
         return block if self.b_out is None else f"{block} + b_out"
-
-    @property
-    def _first(self) -> Expr | None:
-        return self.b_gate if self.gated else self.b_in
 
 
 def _lettered(axis: Axis, letter: str) -> bool:

@@ -51,7 +51,12 @@ class SiteRow(Report):
     model_width: int | str | None
     inner_width: int | str | None
     anchor: str  # name of the anchor node
-    around: Sequence[str] = ()  # what q, k and v come through, in words: "rope", "qk-norm", "cache"
+    activation: str | None = None
+    gated: bool | None = None
+    biases: Sequence[str] | None = None  # of "in", "gate", "out": those that are there
+    quantised: str | None = None  # operators that round numbers of the block to few bits
+    stored: str | None = None  # element type of weights that are no floats
+    around: Sequence[str] = ()  # what q, k and v come through: "rope", "qk-norm", "cache"; the format of a block
     rope: Report | None = None  # None in these: looked for and not found
     qk_norm: Report | None = None
     cache: Report | None = None
@@ -60,7 +65,7 @@ class SiteRow(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class DeclineRow(Report):
-    """One softmax that was not read as attention, and why."""
+    """One softmax that was not read as attention, or near miss of a feed-forward block, and why."""
 
     kind: str
     anchor: str
@@ -70,7 +75,7 @@ class DeclineRow(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ShowReport(Report):
-    """The sites of a model and the softmaxes that are not sites."""
+    """The sites of a model, the softmaxes that are not sites, and near misses of feed-forward blocks."""
 
     model: str
     host: str  # "onnx" | "fx"
@@ -96,8 +101,8 @@ class Story(Report):
     anchor: str
     outcome: str  # "attention" or the decline's reason
     steps: Sequence[Step]
-    around: Mapping[str, str]  # "rope", "qk norm", "cache", "q", "k", "v": what was found there, in words
     rules: Mapping[str, str]  # rule name: "applies" or the reason why not
+    around: Mapping[str, str] = field(default_factory=dict)  # "rope", "qk norm", "cache", "q", "k", "v": in words
 
 
 @dataclass(frozen=True, kw_only=True)

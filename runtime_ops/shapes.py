@@ -53,13 +53,13 @@ def broadcast_dim(a: Dim, b: Dim) -> Dim:
     return Sym.named(f"max({first},{second})")
 
 
-def broadcast(*shapes: Shape) -> Shape:
-    """Return the shape of tensors after broadcasting, right-aligned."""
+def broadcast(*shapes: Shape, join: Callable[[Dim, Dim], Dim] = broadcast_dim) -> Shape:
+    """Return the shape of tensors after broadcasting, right-aligned; ``join`` gives the length of two axes."""
     rank = max(len(s) for s in shapes)
     out: list[Dim] = [1] * rank
     for shape in shapes:
         for i, length in enumerate(shape, rank - len(shape)):
-            out[i] = broadcast_dim(out[i], length)
+            out[i] = join(out[i], length)
     return tuple(out)
 
 

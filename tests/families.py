@@ -478,16 +478,16 @@ RAISING: Mapping[str, str] = {
     "gpt-neo-past": "dynamo",
     "xglm-past": "dynamo",
 }
-# Feed-forward blocks that are not of the form product, activation, product, and why.
-EXPERTS_DIFFER = "each token has products with the weights of its own experts"
+# Feed-forward blocks that are not of the form product, activation, product, and words of the reason that is given.
+EXPERTS = "a mixture of experts"
 UNREAD: Mapping[str, str] = {
-    "segformer": "a depthwise convolution between the products mixes neighbouring tokens",
-    "squeezebert": "its products are grouped convolutions",
-    "levit": "batch normalisation stands between the products",
-    "gpt-oss": EXPERTS_DIFFER,
-    "gpt-oss-past": EXPERTS_DIFFER,
-    "mixtral": EXPERTS_DIFFER,
-    "mixtral-past": EXPERTS_DIFFER,
+    "segformer": "a depthwise Conv stands between its products and mixes neighbouring tokens",
+    "squeezebert": "",  # its products are grouped convolutions
+    "levit": "a BatchNormalization stands between its products",
+    "gpt-oss": EXPERTS,
+    "gpt-oss-past": EXPERTS,
+    "mixtral": EXPERTS,
+    "mixtral-past": EXPERTS,
 }
 # Attention that reading declines, by the start of a case's name: how many blocks, and words of the reason.
 DECLINED: Mapping[str, tuple[int, str]] = {

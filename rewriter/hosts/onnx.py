@@ -13,6 +13,7 @@ from rewriter.hosts import onnx_opaque, onnx_read
 from rewriter.hosts.base import Graphs, Unfit
 from rewriter.hosts.onnx_activation import ACTIVATIONS
 from rewriter.hosts.onnx_fused import FUSED
+from rewriter.hosts.onnx_quantised import QUANTISED
 from rewriter.hosts.onnx_rotary import ROTARY
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
@@ -20,7 +21,7 @@ from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.dims import declared as declared_length
 from runtime_ops.words import WORDS, Expr, symbol
 
-_SPELLED = {**FUSED, **ACTIVATIONS, **ROTARY}  # operators that say several words at once
+_SPELLED = {**FUSED, **ACTIVATIONS, **QUANTISED, **ROTARY}  # operators that say several words at once
 _KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
 
 
@@ -120,6 +121,11 @@ class OnnxGraphs(Graphs):
         """Return a node's name, or that of its first output."""
         return node.name or node.outputs[0].name or ""
 
+    def inputs(self) -> list[Expr]:
+        """Return the inputs of the main graph that have no default."""
+        graph = self.model.graph
+        return [self.exprs[value] for value in graph.inputs if value.name not in graph.initializers]
+
     def survivor(self, node: ir.Node) -> str | None:
         """Return the name of a node that still reads ``node``, None if that was removed."""
         if node.graph is None:
@@ -196,5 +202,5 @@ def _constant(node: ir.Node) -> Expr:
 def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int, why: str | None) -> Expr:
     shape = onnx_opaque.opaque_shape(node, args, index)
     given = tuple(a for a in args if a is not None)
-    dtype = element(value) or (onnx_opaque.opaque_type(node, args) if index == 0 else None)
+    dtype = element(value) or onnx_opaque.opaque_type(node, args, index)
     return Expr("opaque", given, {"op": node.op_type, "why": why}, _refine(shape, value), dtype, None, value)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts.onnx_row import Args, attr
-from runtime_ops.dims import Dim
+from runtime_ops.dims import Dim, Sym
 
 # Opaque operators whose first output has the shape of the input of this index.
 SHAPE_OF_INPUT: dict[str, int] = {
@@ -19,22 +19,17 @@ SHAPE_OF_INPUT: dict[str, int] = {
             "RMSNormalization",
             "SimplifiedLayerNormalization",
             "SkipLayerNormalization",
+            "SkipSimplifiedLayerNormalization",
             "BatchNormalization",
             "InstanceNormalization",
             "GroupNormalization",
-            "Clip",
-            "HardSwish",
-            "HardSigmoid",
-            "LeakyRelu",
             "PRelu",
-            "Elu",
             "Gelu",
             "FastGelu",
             "QuickGelu",
             "BiasGelu",
             "Mish",
             "Swish",
-            "Softplus",
             "Softsign",
             "Sin",
             "Cos",
@@ -58,10 +53,16 @@ SHAPE_OF_INPUT: dict[str, int] = {
     ),
     "GatherElements": 1,
 }
+_SUM = 3  # output of these that gives what was normed
+_SKIPS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 
 
 def opaque_shape(node: ir.Node, args: Args, index: int) -> tuple[Dim, ...] | None:
     """Return the shape of an opaque operator's output where it is plain."""
+    if index == _SUM and node.op_type in _SKIPS and args[0] is not None:
+        return args[0].shape
+    if node.op_type == "EmbedLayerNormalization":
+        return _embedded(args, index)
     if index > 0 and node.op_type != "TopK":
         return () if node.op_type == "DynamicQuantizeLinear" else None
     row = _SHAPES.get(node.op_type)
@@ -72,17 +73,26 @@ def opaque_shape(node: ir.Node, args: Args, index: int) -> tuple[Dim, ...] | Non
     return None if source is None else source.shape
 
 
-def opaque_type(node: ir.Node, args: Args) -> np.dtype[Any] | None:
-    """Return the element type of an opaque operator's first output where it is that of its data input."""
-    plain = node.op_type in SHAPE_OF_INPUT or node.op_type in _SHAPES or node.op_type in ("Conv", "GatherND", "Resize")
-    changes = node.op_type in (
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "IsInf",
-        "CastLike",
-    )
-    return args[0].dtype if plain and not changes and args and args[0] is not None else None
+def opaque_type(node: ir.Node, args: Args, index: int) -> np.dtype[Any] | None:
+    """Return the element type of an opaque operator's output where it is that of its data input."""
+    which = 2 if node.op_type == "EmbedLayerNormalization" else 0
+    source = args[which] if len(args) > which else None
+    if index > 0 and not (index == _SUM and node.op_type in _SKIPS):
+        return None
+    plain = any(node.op_type in names for names in (SHAPE_OF_INPUT, _SHAPES, _DATA_TYPE))
+    return source.dtype if plain and node.op_type not in _OTHER_TYPE and source is not None else None
+
+
+_DATA_TYPE = ("GatherND", "Resize", "EmbedLayerNormalization")
+_OTHER_TYPE = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "IsInf", "CastLike")
+
+
+def _embedded(args: Args, index: int) -> tuple[Dim, ...] | None:
+    """Return [b s m], or for the lengths of the sequences [b], of token numbers [b s] and a table [words m]."""
+    tokens, table = args[0], args[2]
+    if tokens is None or table is None or tokens.shape is None or not table.shape:
+        return None
+    return tokens.shape[:1] if index == 1 else (*tokens.shape, table.shape[-1])
 
 
 def _tiled(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
@@ -90,6 +100,15 @@ def _tiled(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
     if x is None or x.shape is None or repeats is None or repeats.known is None:
         return None
     return tuple(length * times for length, times in zip(x.shape, repeats.known.reshape(-1).tolist(), strict=True))
+
+
+def _convolved(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
+    """Return batch and channels of a convolution; the lengths after them are not worked out."""
+    x, w = args[0], args[1]
+    if x is None or w is None or w.shape is None:
+        return None
+    fresh = [Sym.named(f"?{node.outputs[0].name}.{i}") for i in range(len(w.shape))]
+    return (x.shape[0] if x.shape else fresh[0], w.shape[0], *fresh[2:])
 
 
 def _padded(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
@@ -127,6 +146,7 @@ def _chosen(node: ir.Node, args: Args) -> tuple[Dim, ...] | None:
 
 
 _SHAPES: dict[str, Callable[[ir.Node, Args], tuple[Dim, ...] | None]] = {
+    "Conv": _convolved,
     "Einsum": _summed,
     "Pad": _padded,
     "Tile": _tiled,

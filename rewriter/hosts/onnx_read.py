@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts.onnx_conv import conv
 from rewriter.hosts.onnx_product import einsum, gemm, integer_product, quotient
 from rewriter.hosts.onnx_row import Args, Row, attr, numpy_type
 from runtime_ops.dims import product
@@ -147,6 +148,14 @@ def _gather(node: ir.Node, args: Args, opset: int) -> Expr:
     return make("gather", *args, axis=attr(node, "axis", 0))  # type: ignore[arg-type]
 
 
+def _gather_nd(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read a GatherND that indexes the first axis alone."""
+    index = args[1]
+    if index is None or not index.shape or index.shape[-1] != 1 or attr(node, "batch_dims", 0):
+        return None
+    return make("gather", args[0], make("squeeze", index, axes=(len(index.shape) - 1,)), axis=0)  # type: ignore[arg-type]
+
+
 def _gather_elements(node: ir.Node, args: Args, opset: int) -> Expr | None:
     x, axis = args[0], attr(node, "axis", 0)
     last = x is not None and x.rank is not None and axis in (-1, x.rank - 1)
@@ -251,6 +260,7 @@ READ: dict[str, Row] = {
     "Split": _split,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     "ConstantOfShape": _constant_of_shape,
     "Cast": _cast,
     "Softmax": _softmax,
@@ -259,6 +269,7 @@ READ: dict[str, Row] = {
     "ReduceMax": _reduce("amax"),
     "ReduceL2": _length_of,
     "Gemm": gemm,
+    "Conv": conv,
     "MatMulInteger": integer_product,
     "Div": quotient,
     "Einsum": einsum,

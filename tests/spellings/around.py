@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from sketch import Sketch, Value
 
 from spellings.base import ANY, GQA, MQA, padding, plain, repeat, row
@@ -47,18 +46,6 @@ def wrong_order(f: Sketch, how: str) -> None:
     f.attend(k=whole(f.k), v=whole(f.v))
 
 
-def rotary(f: Sketch, x: Value) -> Value:
-    half = f.d // 2
-    angle = f.Range(np.array(0), x.dim(2), np.array(1)).to("float32").unsqueeze(1) * f.weight("inv_freq", f.d)
-    turned = f.Concat(f.Neg(x.slice(half, f.d, 3)), x.slice(0, half, 3), axis=-1)
-    return x * f.Cos(angle) + turned * f.Sin(angle)
-
-
-def rms_norm(f: Sketch, x: Value, gain: str) -> Value:
-    mean = f.axes_op("ReduceMean", x * x, [-1], since=18, keepdims=1)
-    return x * f.Reciprocal(f.Sqrt(mean + 1e-5)) * f.weight(gain, f.d)
-
-
 def shared(f: Sketch, x: Value) -> None:
     f.attend(k=x, v=x)
 
@@ -74,8 +61,6 @@ def two_layers(f: Sketch) -> None:
 
 
 AROUND = (
-    row("rotary", lambda f: f.attend(q=rotary(f, f.q), k=rotary(f, f.k), scores=lambda s: s * 0.3), scale=0.3),
-    row("qk-norm", lambda f: f.attend(q=rms_norm(f, f.q, "gq"), k=rms_norm(f, f.k, "gk"))),
     row("scale-on-q-is-a-vector", lambda f: f.attend(q=f.q * f.weight("gain", f.d))),
     row("scale-on-q-is-an-input", lambda f: f.attend(q=f.q * f.input("tau", "1")), scale=ANY, may_decline=True),
     row("scale-on-v-is-not-the-scale", lambda f: f.attend(v=f.v * 0.5)),

@@ -35,7 +35,10 @@ TORCH = {
     "runtime_ops/cuda.py": "takes torch tensors; imports torch when first called",
     "runtime_ops/to_torch.py": "the torch interpreter of the alphabet",
     "runtime_ops/torch_ops.py": "makes the torch ops",
-    "runtime_ops/torch_training.py": "their gradients",
+    "runtime_ops/torch_run.py": "who runs them",
+    **dict.fromkeys(
+        (f"runtime_ops/torch_{part}.py" for part in ("training", "attention", "chunks", "select")), "their gradients"
+    ),
 }
 
 LONGEST_FILE, LONGEST_FUNCTION = 300, 40

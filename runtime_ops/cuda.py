@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime_ops.kernels import _MAX_RANK, LibraryError, _Tensor, _TopKAttention, find_library
+from runtime_ops.abi import MAX_RANK, LibraryError, Tensor, TopKAttention
+from runtime_ops.kernels import find_library
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +32,9 @@ class _Backward(ctypes.Structure):
     """`graft_topk_attention_backward`."""
 
     _fields_ = [
-        ("forward", _TopKAttention),
+        ("forward", TopKAttention),
         ("saved", _Saved),
-        *((name, _Tensor) for name in ("d_out", "d_q", "d_k", "d_v")),
+        *((name, Tensor) for name in ("d_out", "d_q", "d_k", "d_v")),
     ]
 
 
@@ -71,9 +72,7 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def run_forward(
-    library: ctypes.CDLL, args: _TopKAttention, saved: _Saved | None, stream: int, scratch: Scratch
-) -> None:
+def run_forward(library: ctypes.CDLL, args: TopKAttention, saved: _Saved | None, stream: int, scratch: Scratch) -> None:
     """Enqueue one forward pass; with `saved`, keep what the backward pass needs."""
     size = max(library.graft_cuda_topk_attention_workspace(ctypes.byref(args)), 0)
     tail = (ctypes.c_void_p(stream), ctypes.c_void_p(scratch(size)), ctypes.c_size_t(size))
@@ -138,20 +137,20 @@ def _settings(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -
     return min(attrs["k"], k.shape[2]), scale, attrs["softcap"], attrs["causal"]
 
 
-def _view(tensor: torch.Tensor | None) -> _Tensor:
+def _view(tensor: torch.Tensor | None) -> Tensor:
     """Return the tensor as the library sees it, without a copy; an absent one for None."""
     if tensor is None:
-        return _Tensor()
+        return Tensor()
     import torch
 
     dtypes = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.bfloat16: 16}
     if tensor.dtype not in dtypes:
         raise LibraryError(f"Element type {tensor.dtype} is not supported; allowed are {', '.join(map(str, dtypes))}.")
     _require_cuda(tensor)
-    if tensor.ndim > _MAX_RANK:
-        raise LibraryError(f"Rank {tensor.ndim} is not supported; allowed are ranks up to {_MAX_RANK}.")
-    lengths = ctypes.c_int64 * _MAX_RANK
-    return _Tensor(
+    if tensor.ndim > MAX_RANK:
+        raise LibraryError(f"Rank {tensor.ndim} is not supported; allowed are ranks up to {MAX_RANK}.")
+    lengths = ctypes.c_int64 * MAX_RANK
+    return Tensor(
         tensor.data_ptr(),
         dtypes[tensor.dtype],
         tensor.ndim,
@@ -188,9 +187,9 @@ class _Scratch:
         return self.memory.data_ptr()
 
 
-def _arguments(inputs: tuple[Any, ...], out: torch.Tensor, settings: tuple[Any, ...]) -> _TopKAttention:
+def _arguments(inputs: tuple[Any, ...], out: torch.Tensor, settings: tuple[Any, ...]) -> TopKAttention:
     k_top, scale, softcap, causal = settings
-    return _TopKAttention(*(_view(x) for x in inputs), _view(out), k_top, scale, softcap, causal, 0)
+    return TopKAttention(*(_view(x) for x in inputs), _view(out), k_top, scale, softcap, causal, 0)
 
 
 def _forward(inputs: tuple[Any, ...], settings: tuple[Any, ...], keep: bool) -> tuple[Any, Any, Any]:

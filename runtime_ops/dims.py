@@ -91,7 +91,7 @@ def exact_quotient(a: Dim, b: Dim) -> Dim | None:
     lead_m, lead_c = max(_terms(b), key=_rank)
     quotient: Dim = 0
     rest = a
-    while not (isinstance(rest, int) and rest == 0):
+    while rest != 0:
         m, c = max(_terms(rest), key=_rank)
         left = _without(m, lead_m)
         if left is None or c % lead_c:
@@ -112,6 +112,17 @@ def _without(monomial: Monomial, factor: Monomial) -> Monomial | None:
             return None
         rest.remove(name)
     return tuple(rest)
+
+
+def declared(name: str) -> Dim:
+    """Return the length that a model calls ``name``: "past + length" is a sum, and equal to that sum elsewhere."""
+    total: Dim = 0
+    for term in name.split("+"):
+        factors = [factor.strip() for factor in term.split("*")]
+        if not all(factor.isidentifier() or factor.isdecimal() for factor in factors):
+            return Sym.named(name)
+        total = total + product(int(f) if f.isdecimal() else Sym.named(f) for f in factors)
+    return total
 
 
 def vague(dim: Dim) -> bool:

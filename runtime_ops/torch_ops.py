@@ -37,12 +37,12 @@ def op(spec: OpSpec) -> Callable[..., Tensor]:
     It takes the spec's inputs in order, None where absent, and the spec's attributes by name. What it calls, and what
     stands in graphs, is `torch.ops.graft.<name>.default`: the attributes follow the inputs, in the spec's order.
     """
-    overload = _overload(name(spec))
+    target = overload(spec)
 
     def run(*inputs: Tensor | None, **attrs: Any) -> Tensor:
         values = spec.attrs(attrs)
         absent = (None,) * (len(spec.inputs) - len(inputs))
-        result: Tensor = overload(*inputs, *absent, *values.values())
+        result: Tensor = target(*inputs, *absent, *values.values())
         return result
 
     return run
@@ -79,6 +79,11 @@ def topk_attention(
     outputs = _overload("topk_attention_training")(*inputs, *values.values(), dropout_p=dropout_p, seed=seed)
     result: Tensor = outputs[0]
     return result
+
+
+def overload(spec: OpSpec) -> Any:
+    """Return what stands for an operation in graphs; it takes inputs and attributes by position."""
+    return _overload(name(spec))
 
 
 def _overload(op_name: str) -> Any:

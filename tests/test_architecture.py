@@ -36,6 +36,7 @@ TORCH = {
     "runtime_ops/to_torch.py": "the torch interpreter of the alphabet",
     "runtime_ops/torch_ops.py": "makes the torch ops",
     "runtime_ops/torch_run.py": "who runs them",
+    "runtime_ops/transformers_attention.py": "takes transformers' tensors",
     **dict.fromkeys(
         (f"runtime_ops/torch_{part}.py" for part in ("training", "attention", "chunks", "select")), "their gradients"
     ),

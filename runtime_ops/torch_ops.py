@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from runtime_ops import to_torch, torch_attention
+from runtime_ops import to_torch, torch_attention, torch_feed_forward
 from runtime_ops.ops import OPS
 from runtime_ops.spec import OpSpec
 from runtime_ops.torch_run import argument, name, run
@@ -28,7 +28,8 @@ from runtime_ops.words import symbol
 NAMESPACE = "graft"
 Tensor = torch.Tensor
 Inputs = Sequence[Tensor | None]
-TRAINING = {"TopKAttention": torch_attention.TRAINING}  # the others keep their inputs, see ``plain``
+# the others keep their inputs, see ``plain``
+TRAINING = {"TopKAttention": torch_attention.TRAINING, "TopKFeedForward": torch_feed_forward.TRAINING}
 
 
 def op(spec: OpSpec) -> Callable[..., Tensor]:
@@ -132,8 +133,7 @@ def _arguments(spec: OpSpec) -> str:
     """Return inputs and attributes as a torch schema says them."""
     inputs = [f"Tensor? {i.name}=None" if i.optional else f"Tensor {i.name}" for i in spec.inputs]
     attributes = [
-        f"{KINDS[a.kind]}{'?' * (a.default is None)} {argument(spec, a)}={json.dumps(a.default)}"
-        for a in spec.attributes
+        f"{KINDS[a.kind]}{'?' * (a.default is None)} {argument(a)}={json.dumps(a.default)}" for a in spec.attributes
     ]
     return ", ".join([*inputs, *attributes]).replace("=null", "=None")
 

@@ -23,9 +23,9 @@ def name(spec: OpSpec) -> str:
     return re.sub(r"(?<!^)(?=[A-Z][a-z])", "_", spec.name).lower()
 
 
-def argument(spec: OpSpec, attribute: Attribute) -> str:
-    """Return what an attribute is called among the op's arguments: k, where k is an input too, is k_top."""
-    return f"{attribute.name}_top" if any(i.name == attribute.name for i in spec.inputs) else attribute.name
+def argument(attribute: Attribute) -> str:
+    """Return what an attribute is called among an op's arguments: k is k_top, because attention has an input k."""
+    return "k_top" if attribute.name == "k" else attribute.name
 
 
 def run(spec: OpSpec, inputs: Inputs, attrs: Mapping[str, Any]) -> Tensor:
@@ -66,7 +66,7 @@ def _one_type(spec: OpSpec, inputs: Inputs) -> bool:
 
 def _in_c(spec: OpSpec, inputs: Inputs, attrs: Mapping[str, Any]) -> Tensor:
     arrays = [None if x is None else to_torch.array(x) for x in inputs]
-    named = {argument(spec, a): attrs[a.name] for a in spec.attributes}
+    named = {argument(a): attrs[a.name] for a in spec.attributes}
     large = max(x.numel() for x in inputs if x is not None) > _SMALL
     run = getattr(kernels, f"run_{name(spec)}")
     return to_torch.tensor(run(*arrays, **named, threads=torch.get_num_threads() if large else 1))

@@ -113,7 +113,8 @@ def _errors(
     region: Expr, handle: ir.Value, expr: Expr, exact: Expr, session: _Alone, values: Leaves
 ) -> tuple[float, float, float, float]:
     inner = {value: array for value, array in values.items() if value is not handle}
-    truth, planned, best = (interpret.golden(e, inner) for e in (region, expr, exact))
+    truth, planned = (interpret.golden(e, inner) for e in (region, expr))
+    best = planned if exact is expr else interpret.golden(exact, inner)
     feeds = {f"leaf_{i}": np.ascontiguousarray(inner[v]) for i, v in enumerate(session.leaves)}
     out = sessions.run(session.session, feeds)[0]
     captured = values[handle]

@@ -153,7 +153,8 @@ def test_a_nan_of_a_token_reaches_its_result_and_no_other(isa: str, activation: 
     made["x"][1, 3] = np.nan
     out = run(made, isa=isa)
     assert np.isnan(out[1]).all()
-    np.testing.assert_array_equal(np.delete(out, 1, 0), np.delete(clean, 1, 0))
+    # a few tokens share the order in which terms are summed
+    np.testing.assert_allclose(np.delete(out, 1, 0), np.delete(clean, 1, 0), rtol=0, atol=1e-6 * np.abs(clean).max())
 
 
 @pytest.mark.parametrize("name", ["113 tokens", "113 tokens, exact", "5 tokens", "wide, one token", "several chunks"])

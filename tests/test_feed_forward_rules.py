@@ -54,7 +54,7 @@ def test_block(name: str, rule: str, tmp_path: Path) -> None:
         check_same(f, before, after, library, 1e-5 if TAKEN[name].dtype == "float32" else 4e-3)
 
 
-SAYS = {"quantised": "rounds its numbers to few bits", "stored": "its weights are stored as u?int8",
+SAYS = {"quantised": "its numbers are rounded to few bits by ", "stored": "its weights are stored as u?int8",
         "leaks": "inner values are also read by"}  # fmt: skip
 
 

@@ -21,7 +21,7 @@ _OP = OPS["TopKFeedForward"]
 def why_not(site: FeedForwardSite, given: Mapping[str, Any]) -> str | None:
     """Return why the site cannot become a call, or None."""
     if site.quantised is not None:
-        return f"{site.quantised} rounds its numbers to few bits; the operation computes in floats"
+        return f"its numbers are rounded to few bits by {site.quantised}; the operation computes in floats"
     if site.stored is not None:
         return f"its weights are stored as {site.stored}; the operation takes floats, which would be larger"
     if site.leaks:

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
+from spellings import SPELLINGS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("runtime_ops", "rewriter", "patterns")
@@ -155,3 +157,23 @@ def test_generated_pages_are_fresh() -> None:
         text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+APPLY = """
+import rewriter, rewriter.errors
+shown = rewriter.show(sys.argv[1])
+report = rewriter.apply(sys.argv[1], output=sys.argv[2])
+assert len(shown.sites) == report.rewritten == 1, report
+try:
+    rewriter.to_onnx(None)
+except rewriter.errors.GraftError as error:
+    assert "needs torch" in str(error)
+assert "torch" not in sys.modules
+"""
+
+
+def test_models_are_rewritten_without_torch(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    onnx.save(SPELLINGS[0].build(), model)
+    done = child({"torch"}, APPLY, str(model), str(tmp_path / "out.onnx"))
+    assert done.returncode == 0, done.stderr

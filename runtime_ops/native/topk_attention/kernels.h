@@ -17,6 +17,7 @@ const char* topk_attention_scalar(const Problem& p);
 const char* topk_attention_avx2(const Problem& p);
 const char* topk_attention_avx512(const Problem& p);
 const char* topk_attention_avx512vnni(const Problem& p);
+const char* topk_attention_neon(const Problem& p);
 
 }  // namespace graft
 

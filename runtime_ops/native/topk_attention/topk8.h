@@ -192,7 +192,7 @@ inline void count_one(int64_t* counter) { __atomic_fetch_add(counter, 1, __ATOMI
 
 inline void topk8_block(const Topk8Job& job, const Block& k, void* space) {
   count_one(&g_proofs.blocks);
-  Outcome outcome = try_block(job, k, 1.4f, space);
+  Outcome outcome = try_block(job, k, 1.2f, space);
   if (outcome == Outcome::narrow) {
     count_one(&g_proofs.widened);
     outcome = try_block(job, k, 2.0f, space);

@@ -10,7 +10,10 @@ from patterns.linear import QUANTISERS
 from runtime_ops import activations, interpret
 from runtime_ops.words import Expr, symbol
 
-_GRID = np.concatenate([np.linspace(-8.0, 8.0, 161), np.linspace(-0.5, 0.5, 21)])
+_LINE = np.linspace(-8.0, 8.0, 161)
+_FAR = np.array([10.0, 20.0, 50.0, 100.0, 1e3, 1e4])  # where a limit would show
+_GRID = np.concatenate([_LINE, np.linspace(-0.5, 0.5, 21), _FAR, -_FAR])
+_FACTORS = np.concatenate([np.linspace(-8.0, 8.0, 9), [-0.3, 0.3], _FAR, -_FAR])
 _CLOSE = 2e-6  # constants of exporters have float32 digits; tanh-GELU and erf-GELU differ by 4e-4
 
 
@@ -20,7 +23,7 @@ def _numbers(function: Callable[[Expr], Expr]) -> Callable[[np.ndarray], np.ndar
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return np.asarray(1 / (1 + np.exp(-z)))
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * z)))  # overflows nowhere
 
 
 ACTIVATIONS = {name: _numbers(function) for name, function in activations.ACTIVATIONS.items()}
@@ -30,7 +33,7 @@ ACTIVATIONS = {name: _numbers(function) for name, function in activations.ACTIVA
 OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
     "a sigmoid": _sigmoid,
-    "a softplus": lambda z: np.log1p(np.exp(z)),
+    "a softplus": lambda z: np.logaddexp(0, z),
     "a ReLU cut off at 6": lambda z: np.clip(z, 0, 6),
     "a hard swish": lambda z: z * np.clip(z / 6 + 0.5, 0, 1),
     "an ELU": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
@@ -47,7 +50,7 @@ def other(result: Expr, z: Expr) -> str | None:
 
 def is_straight(result: Expr, z: Expr) -> bool:
     """Return whether a pointwise subgraph is linear in ``z`` after all."""
-    values = _evaluate(result, {z: _GRID[:161]})
+    values = _evaluate(result, {z: _LINE})
     return values is not None and np.allclose(np.diff(values, n=2), 0, atol=_CLOSE)
 
 
@@ -59,12 +62,13 @@ def name(result: Expr, z: Expr) -> str | None:
 
 def gated(result: Expr, first: Expr, second: Expr) -> tuple[str, Expr, Expr] | None:
     """Return (activation, gate, up) if ``result`` is activation(gate) · up for the two tensors in some order."""
+    z, u = (grid.ravel() for grid in np.meshgrid(_GRID, _FACTORS, indexing="ij"))
     for gate, up in ((first, second), (second, first)):
-        once, twice, none = (_evaluate(result, {gate: _GRID, up: np.full_like(_GRID, u)}) for u in (1.0, 2.0, 0.0))
-        if once is None or twice is None or none is None:
+        values = _evaluate(result, {gate: z, up: u})
+        if values is None:
             return None
-        found = _match(once)
-        if found is not None and np.allclose(twice, 2 * once, atol=_CLOSE) and np.allclose(none, 0, atol=_CLOSE):
+        found = _match(values.reshape(len(_GRID), -1)[:, list(_FACTORS).index(2.0)] / 2)
+        if found is not None and np.allclose(values, ACTIVATIONS[found](z) * u, rtol=_CLOSE, atol=_CLOSE):
             return found, gate, up
     return None
 
@@ -103,6 +107,8 @@ def operands(node: Expr) -> tuple[Expr, ...]:
 
 def is_view(node: Expr) -> bool:
     """Return whether a node only turns, rounds or renames the elements of its first argument."""
+    if node.word == "cast":
+        return interpret.is_float(node.attrs["to"])
     return node.word in VIEWS or (node.word == "opaque" and node.attrs["op"] in QUANTISERS)
 
 

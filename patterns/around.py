@@ -20,10 +20,11 @@ from rewriter import layout
 from rewriter.hosts.base import Graphs
 from runtime_ops.dims import Dim
 from runtime_ops.interpret import has_handle, topological
-from runtime_ops.words import Expr
+from runtime_ops.words import Expr, make
 
 Found = tuple[Expr, layout.Axes]
-_PASSED = ("reshape", "transpose", "unsqueeze", "squeeze", "cast", "concat")
+_VIEWS = ("reshape", "transpose", "unsqueeze", "squeeze", "expand")
+_PASSED = (*_VIEWS, "cast", "concat")
 
 
 @dataclass(kw_only=True)
@@ -69,7 +70,7 @@ def _cache(graphs: Graphs, k: _Side, v: _Side, beside: Mapping[Any, Any]) -> Cac
     if k.past is None or v.past is None or k.new is None or v.new is None:
         return None
     return Cache(
-        past=tuple(place(side.value) for side in (k.past, v.past)),
+        past=tuple(place(_root(side.value)) for side in (k.past, v.past)),
         presents=tuple(_present(graphs, side.present, beside) for side in (k, v)),
         past_k=k.past,
         past_v=v.past,
@@ -93,13 +94,13 @@ def _present(graphs: Graphs, joined: Expr | None, beside: Mapping[Any, Any]) -> 
 
 
 def _side(expr: Expr, axes: layout.Axes | None, t: layout.Axis, width: Dim | None) -> _Side:
-    side = _Side()
-    channels = None
+    """Read inwards from one factor of a product; the layout is carried as long as views alone are met."""
+    side, channels = _Side(), None
     while True:
-        expr, axes = _inward(expr, axes)
         joined = _joined(expr, axes, t) if side.past is None and axes is not None else None
-        turned = rotary.read(expr) if side.rope is None else None
+        turned = rotary.read(expr, width) if side.rope is None else None
         normed = _normed(expr) if side.norm is None else None
+        inner = _inner(expr, axes)
         if joined is not None and axes is not None:
             side.past, side.new, side.present = *(Operand(value=x, axes=axes) for x in joined), expr
             expr = joined[1]
@@ -110,26 +111,24 @@ def _side(expr: Expr, axes: layout.Axes | None, t: layout.Axis, width: Dim | Non
             form, length, expr = normed
             side.norm = Norm(form=form, over="head" if length == width else "all heads")
             axes, channels = None, None
+        elif inner is not None:
+            expr, axes = inner
         else:
-            break
-    side.projection = _projection(expr, channels)
-    return side
+            side.projection = _projection(expr, channels)
+            return side
 
 
-def _inward(expr: Expr, axes: layout.Axes | None) -> tuple[Expr, layout.Axes | None]:
-    """Return what a chain of views, casts and products with a number starts from; the layout as far as it is known."""
-    while True:
-        if axes is not None:
-            expr, axes, _ = list(layout.views(expr, axes))[-1]
-        scaled = layout.scalar_factor(expr)
-        if expr.word == "cast":
-            expr = expr.args[0]
-        elif scaled is not None:
-            expr = scaled[0]
-        elif expr.word in ("reshape", "transpose", "unsqueeze", "squeeze", "expand"):
-            expr, axes = expr.args[0], None
-        else:
-            return expr, axes
+def _inner(expr: Expr, axes: layout.Axes | None) -> tuple[Expr, layout.Axes | None] | None:
+    """Return what a view, cast or product with a number is taken of; with its layout if that is known."""
+    view = None if axes is None else layout.back(expr, axes)
+    scaled = layout.scalar_factor(expr)
+    if view is not None:
+        return view
+    if expr.word == "cast":
+        return expr.args[0], axes
+    if scaled is not None:
+        return scaled[0], axes if scaled[0].rank == expr.rank else None
+    return (expr.args[0], None) if expr.word in _VIEWS else None
 
 
 def _joined(expr: Expr, axes: layout.Axes, t: layout.Axis) -> tuple[Expr, Expr] | None:
@@ -141,13 +140,14 @@ def _joined(expr: Expr, axes: layout.Axes, t: layout.Axis) -> tuple[Expr, Expr] 
     if expr.word != "concat" or len(axes) != expr.rank or len(expr.args) != 2 or axes[expr.attrs["axis"]] != t:
         return None
     past, new = expr.args
-    return (past, new) if _given(past) else None
+    return (past, new) if _root(past).word == "input" else None
 
 
-def _given(expr: Expr) -> bool:
-    while expr.word in ("reshape", "transpose", "unsqueeze", "squeeze", "slice", "gather", "cast"):
+def _root(expr: Expr) -> Expr:
+    """Return what a tensor is a view or a part of."""
+    while expr.word in (*_VIEWS, "slice", "gather", "cast"):
         expr = expr.args[0]
-    return expr.word == "input"
+    return expr
 
 
 # -- norms ----------------------------------------------------------------------------------------
@@ -180,10 +180,10 @@ def _normed(expr: Expr) -> Normed | None:
 
 
 def _weight(expr: Expr) -> bool:
-    """Return whether a tensor is a constant of at most one long axis, or that plus a number."""
-    while expr.word in ("cast", "unsqueeze", "reshape", "add") and expr.args:
-        expr = expr.args[0] if expr.word != "add" or expr.args[0].number() is None else expr.args[1]
-    return expr.word == "const" and expr.shape is not None and sum(d != 1 for d in expr.shape) <= 1
+    """Return whether a tensor is a constant, or a number more than one."""
+    while expr.word in ("cast", "unsqueeze", "reshape", "slice", "add"):
+        expr = expr.args[1 if expr.word == "add" and expr.args[0].number() is not None else 0]
+    return expr.word == "const"
 
 
 def _unit(expr: Expr) -> Normed | None:
@@ -249,12 +249,9 @@ def _projection(expr: Expr, channels: rotary.Channels | None) -> Projection | No
     taken = rotary.followed(expr)
     if channels is None or taken.source is not channels.source:
         channels = taken
-    x, bias = channels.source, None
-    if x.word == "add" and any(map(_weight, x.args)):
-        bias = next(a for a in x.args if _weight(a))
-        x = _inward(next((a for a in x.args if a is not bias), bias), None)[0]
+    x, bias = _unbiased(channels.source)
     weight = x.args[1] if x.word == "matmul" else None
-    if weight is None or not _constant(weight) or not weight.shape or not isinstance(weight.shape[-1], int):
+    if weight is None or _root(weight).word != "const" or not weight.shape or not isinstance(weight.shape[-1], int):
         return None
     total, used = weight.shape[-1], np.unique(channels.index[channels.index >= 0] % weight.shape[-1])
     start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
@@ -269,7 +266,15 @@ def _projection(expr: Expr, channels: rotary.Channels | None) -> Projection | No
     )
 
 
-def _constant(expr: Expr) -> bool:
-    while expr.word in ("transpose", "cast", "reshape"):
-        expr = expr.args[0]
-    return expr.word == "const"
+def _unbiased(x: Expr) -> tuple[Expr, Expr | None]:
+    """Return a tensor without the constants that are added to it, and those."""
+    bias: Expr | None = None
+    while (
+        x.word == "add" and (where := next((i for i in (0, 1) if _root(x.args[i]).word == "const"), None)) is not None
+    ):
+        more = x.args[where]
+        bias = more if bias is None else make("add", bias, more)
+        x = x.args[1 - where]
+        while x.word in (*_VIEWS, "cast"):
+            x = x.args[0]
+    return x, bias

@@ -39,7 +39,7 @@ def _block(graphs: Graphs, matmul: Expr, weights: Weights) -> FeedForwardSite | 
     whole = not region.stops and not region.between and region.inner not in region.sources
     meaning = _activation(region) if whole else None
     if meaning is None:
-        return near_miss.decline(graphs, second, region)
+        return near_miss.decline(graphs, second, region, weights)
     return _site(graphs, out, second, region, meaning)
 
 
@@ -59,7 +59,7 @@ def _ends(graphs: Graphs, product: Expr, axes: Axes, weights: Weights) -> Iterat
     """Yield values of the graph where a product can be said to end: with its scales, with a bias, behind views."""
     node, begun = product, False
     while True:
-        if node.handle is not None and not begun:
+        if node.handle is not None and not begun and linear.is_float(node):
             yield Operand(value=node, axes=axes)
             begun = True
         users = graphs.readers(node)
@@ -67,7 +67,8 @@ def _ends(graphs: Graphs, product: Expr, axes: Axes, weights: Weights) -> Iterat
             return
         [user] = users
         bias = user.word == "add" and any(a in weights for a in user.args) and user.rank == node.rank
-        scale = linear.of_integers(node) and user.word in ("cast", "mul") and user.rank == node.rank
+        scaled = linear.of_integers(node) or linear.scaled_inside(node)
+        scale = scaled and user.word in ("cast", "mul") and user.rank == node.rank
         rounds = user.word == "opaque" and activation.is_view(user)
         onward = axes if bias or scale or rounds else layout.forward(user, axes)
         if onward is None:
@@ -113,8 +114,8 @@ def _site(
     name, gate, up = meaning
     made = [one for one in (gate, up) if one is not None]
     pair = next((pair for x in _shared_inputs(made) if (pair := _same_rows(x, out))), None)
-    if pair is None:
-        return near_miss.say(graphs, second, region, _no_input(made), region.inner)
+    if pair is None or len({one.inner_width for one in (second, *made)}) > 1:
+        return near_miss.say(graphs, second, region, _unlike(second, made), region.inner)
     rounded = region.rounded.union(second.rounded, *(one.rounded for one in made))
     stored = [one.stored for one in (second, *made) if one.stored]
     return FeedForwardSite(
@@ -145,16 +146,23 @@ def _shared_inputs(made: Sequence[Linear]) -> Iterator[Operand]:
             yield x
 
 
-def _no_input(made: Sequence[Linear]) -> str:
+def _unlike(second: Linear, made: Sequence[Linear]) -> str:
+    """Return why products do not belong together."""
+    for one in made:
+        if one.inner_width != second.inner_width:
+            return f"one of its products has {one.inner_width} neurons, the second product takes {second.inner_width}"
     if len(made) > 1 and not list(_shared_inputs(made)):
         return "its gate and its other product read different tensors"
     return "the rows of its input cannot be brought to those of its result"
 
 
 def _inputs(x: Operand) -> Iterator[Operand]:
+    """Yield the values of the graph that an input is a view of, outermost first, and those before a cast."""
     for value, axes, _ in layout.views(x.value, x.axes, through_scales=False):
         if value.handle is not None and all(len(axis) == 1 for axis in axes if any(a.letter == "m" for a in axis)):
             yield Operand(value=value, axes=axes)
+    if value.word == "cast" and activation.is_view(value):
+        yield from _inputs(Operand(value=value.args[0], axes=axes))
 
 
 def _same_rows(x: Operand, out: Operand) -> tuple[Operand, Operand] | None:
@@ -199,7 +207,7 @@ def _on_the_way(graphs: Graphs, node: Expr, inside: set[int]) -> bool:
     """Return whether a node only quantises what the block itself reads on."""
     if node.word == "opaque" and activation.is_view(node) and node.rank == 0:
         return True  # the scale or the zero point of a dynamic quantisation
-    quantises = activation.is_view(node) or node.word == "sub"
+    quantises = activation.is_view(node) or node.word in ("cast", "sub")
     return quantises and all(id(u) in inside or _on_the_way(graphs, u, inside) for u in graphs.readers(node))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from patterns.band import band
+from patterns.site import Unreadable
 from patterns.visible import Part, Parts, fill_number, parts, to_frame, zero_one
 from rewriter import layout
 from runtime_ops import interpret
@@ -40,7 +41,14 @@ def addends(term: Expr, axes: layout.Axes) -> Iterator[tuple[Expr, layout.Axes]]
     have = layout.aligned(term, axes)
     inner = None if have is None else layout.back(term, have)
     deeper = [] if inner is None else list(addends(*inner))
-    yield from deeper if len(deeper) > 1 else [(term, axes)]
+    yield from deeper if len(deeper) > 1 and all(_whole(*part) for part in deeper) else [(term, axes)]
+
+
+def _whole(x: Expr, axes: layout.Axes) -> bool:
+    """Return whether a tensor spans b, h, s and t each whole or not at all; half of one could not be added alone."""
+    spans = {a for axis in layout.aligned(x, axes) or () for a in axis}
+    letters = [{a for axis in axes for a in axis if a.letter == letter} for letter in "bhst"]
+    return all(not atoms & spans or atoms <= spans for atoms in letters)
 
 
 def _biased(term: Expr) -> tuple[Expr, ...]:
@@ -60,7 +68,10 @@ def _biased(term: Expr) -> tuple[Expr, ...]:
 def read(term: Expr, axes: layout.Axes, frame: layout.Axes) -> Fill | None:
     """Return an additive mask taken apart, None if a term is anything else."""
     have = layout.aligned(term, axes)
-    found = None if have is None else _read(term, have, frame)
+    try:
+        found = None if have is None else _read(term, have, frame)
+    except Unreadable:
+        return None
     return found if found is not None and found.number <= NEGLIGIBLE else None
 
 
@@ -71,7 +82,7 @@ def _read(term: Expr, have: layout.Axes, frame: layout.Axes) -> Fill | None:
     if term.word in ("cast", "neg"):
         within = _read(term.args[0], have, frame) if layout.aligned(term.args[0], have) is not None else None
         number = 0.0 if within is None else within.number
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             number = -number if term.word == "neg" else float(np.asarray(number).astype(term.attrs["to"]))
         return None if within is None else dataclasses.replace(within, number=number)
     if term.word == "where":

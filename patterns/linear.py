@@ -12,6 +12,8 @@ from patterns.site import Operand
 from rewriter import layout
 from rewriter.layout import Atom, Axes, Axis
 from runtime_ops import interpret
+from runtime_ops.dims import Dim
+from runtime_ops.dims import product as length
 from runtime_ops.words import Expr, const, make
 
 QUANTISERS = ("DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear")
@@ -37,6 +39,11 @@ class Linear:
     rounded: frozenset[str]
     stored: str | None
 
+    @property
+    def inner_width(self) -> Dim:
+        """Length f of the weights."""
+        return next(a.size for axis in self.w.axes for a in axis if a.letter == "f")
+
 
 @dataclass
 class Weights:
@@ -61,7 +68,7 @@ def unquantised(x: Expr) -> tuple[Expr, frozenset[str]]:
     """Return the tensor behind its quantisation, dynamic (less a zero point) or QDQ, and the operators met."""
     met: set[str] = set()
     while True:
-        if x.word == "sub" and x.args[0].word == "cast" and not _is_float(x.args[0]):
+        if x.word == "sub" and x.args[0].word == "cast" and not is_float(x.args[0]):
             x = x.args[0].args[0]
         elif x.word == "opaque" and x.attrs["op"] in QUANTISERS:
             met.add(x.attrs["op"])
@@ -70,7 +77,8 @@ def unquantised(x: Expr) -> tuple[Expr, frozenset[str]]:
             return x, frozenset(met)
 
 
-def _is_float(x: Expr) -> bool:
+def is_float(x: Expr) -> bool:
+    """Return whether a tensor holds floats, as far as is known."""
     return x.dtype is None or interpret.is_float(x.dtype)
 
 
@@ -91,7 +99,7 @@ def read(expr: Expr, axes: Axes, weights: Weights, *, to: str, over: str) -> Lin
     if pair is None:
         return None
     x, w = pair
-    if not _is_float(w.value):
+    if not is_float(w.value):
         walk.rounded.add("MatMulInteger")
         w = replace(w, value=make("cast", w.value, to=np.dtype(np.float32)))
     at = next(i for i, axis in enumerate(w.axes) if any(a.letter == to for a in axis))
@@ -127,7 +135,7 @@ class _Walk:
             self.node, met = unquantised(node)
             self.rounded |= met
             return bool(met)
-        if node.word == "cast" and _is_float(node):
+        if node.word == "cast" and is_float(node):
             self.node = node.args[0]
             return True
         if node.word in ("add", "mul"):
@@ -161,7 +169,7 @@ class _Walk:
         factors = (y, *y.args) if y.word == "mul" else (y,)
         for part in factors:
             vector = vector_over(part, self.axes, self.to, self.weights)
-            if vector is None and part in self.weights and _one_element(part) and (part is not y or x.word == "cast"):
+            if vector is None and part in self.weights and _one_element(part) and (part is not y or scaled_inside(x)):
                 vector = part
             if vector is not None and (part is y or of_integers(x)):  # the scale of x goes with its quantisation
                 self.outer.append(partial(_times, vector))
@@ -214,11 +222,16 @@ def _sliced(bounds: Sequence[np.ndarray], value: Expr, axis: int) -> Expr:
     return make("slice", value, start, end, const([axis]), step)
 
 
+def scaled_inside(x: Expr) -> bool:
+    """Return whether a number times ``x`` belongs to the product: integers made floats, or the alpha of a Gemm."""
+    return (x.word == "cast" and of_integers(x)) or (x.word == "matmul" and x.handle is None)
+
+
 def of_integers(x: Expr) -> bool:
     """Return whether a tensor is a product of integers, perhaps scaled."""
     while x.word in ("cast", "mul"):
         x = next((a for a in x.args if not _one_element(a)), x.args[0])
-    return x.word == "matmul" and not _is_float(x)
+    return x.word == "matmul" and not is_float(x)
 
 
 def _one_element(x: Expr) -> bool:
@@ -228,7 +241,7 @@ def _one_element(x: Expr) -> bool:
 def _stored(w: Expr) -> str | None:
     """Return the element type that weights are kept in if they are worked out from matrices that are no floats."""
     kept = [node for node in interpret.topological(w, lambda e: False) if node.word == "const" and (node.rank or 0) > 1]
-    return next((str(node.dtype) for node in kept if not _is_float(node)), None)
+    return next((str(node.dtype) for node in kept if not is_float(node)), None)
 
 
 def product(node: Expr, axes: Axes, weights: Weights, *, to: str, over: str) -> tuple[Operand, Operand] | None:
@@ -254,6 +267,8 @@ def product(node: Expr, axes: Axes, weights: Weights, *, to: str, over: str) -> 
     feature: Axis = (Atom(to, pair[1]),)
     if any((a.letter == to) != (axis is axes[mine]) for axis in axes for a in axis):
         return None  # neurons and rows are mixed
+    if length(a.size for a in axes[mine]) != pair[1]:
+        return None  # one neuron is repeated
     at = len(axes) + mine
     have = tuple(inner if i == at else axis for i, axis in enumerate(axes))[len(axes) - rank :]
     blank: Axes = ((),) * (len(w.shape) - 2)

@@ -18,6 +18,7 @@ from runtime_ops.dims import Dim, bind
 from runtime_ops.words import Expr
 
 _VIEWS = ("reshape", "unsqueeze", "squeeze", "transpose", "expand", "cast")
+_DEPTH = 32  # expressions that are followed inwards
 _LIMIT = 1 << 22  # elements that are followed; unknown lengths count as 1
 
 
@@ -59,18 +60,24 @@ def _viewed(word: str, expr: Expr, array: np.ndarray) -> np.ndarray:
     return np.asarray(interpret.EVAL[word]([array, *known], expr.attrs))  # type: ignore[list-item]
 
 
-def followed(expr: Expr) -> Channels:
-    """Return which elements of the tensor that it is a selection of ``expr`` holds."""
-    try:
-        if expr.word in (*_VIEWS, "slice", "gather"):
-            return followed(expr.args[0]).each(expr.word, expr)
-        if expr.word == "neg":
-            inner = followed(expr.args[0])
-            return Channels(source=inner.source, index=inner.index, sign=-inner.sign, factor=inner.factor)
-        if expr.word == "concat":
-            return _side_by_side([followed(a) for a in expr.args], expr.attrs["axis"])
-    except (ValueError, IndexError, TypeError):
-        pass  # not a selection that can be followed: the selection of itself
+def followed(expr: Expr, known: dict[int, Channels] | None = None, depth: int = 0) -> Channels:
+    """Return which elements of the tensor that it is a selection of ``expr`` holds; ``known`` is filled on the way."""
+    known = {} if known is None else known
+    if id(expr) not in known:
+        try:
+            known[id(expr)] = _selection(expr, known, depth) if depth < _DEPTH else _whole(expr)
+        except (ValueError, IndexError, TypeError):
+            known[id(expr)] = _whole(expr)  # not a selection that can be followed: the selection of itself
+    return known[id(expr)]
+
+
+def _selection(expr: Expr, known: dict[int, Channels], depth: int) -> Channels:
+    if expr.word in (*_VIEWS, "slice", "gather"):
+        return followed(expr.args[0], known, depth + 1).each(expr.word, expr)
+    if expr.word == "neg":
+        return _negative(followed(expr.args[0], known, depth + 1))
+    if expr.word == "concat":
+        return _side_by_side([followed(a, known, depth + 1) for a in expr.args], expr.attrs["axis"])
     return _whole(expr)
 
 
@@ -98,38 +105,45 @@ class _Sums:
 
     def __init__(self) -> None:
         self.factors: dict[int, Expr] = {}
+        self._selections: dict[int, Channels] = {}
+        self._terms: dict[int, Terms] = {}
 
-    def terms(self, expr: Expr) -> Terms:
+    def terms(self, expr: Expr, depth: int = 0) -> Terms:
         """Return every way to read an expression as channels of one tensor; itself is always one."""
-        one, found = followed(expr), {}
-        if expr.word in ("add", "sub"):
-            found = self._added(expr)
-        elif expr.word == "mul":
-            found = {**self._scaled(expr, 0), **self._scaled(expr, 1)}
-        elif expr.word == "concat":
-            found = self._joined(expr)
-        elif expr.word in (*_VIEWS, "slice", "gather"):
-            inner = self.terms(expr.args[0])
-            found = {key: [c.each(expr.word, expr) for c in sides] for key, sides in inner.items()}
-        return {id(one.source): [one], **found}
+        if id(expr) not in self._terms:
+            one = self._followed(expr)
+            self._terms[id(expr)] = {id(one.source): [one], **(self._found(expr, depth) if depth < _DEPTH else {})}
+        return self._terms[id(expr)]
 
-    def _added(self, expr: Expr) -> Terms:
-        left, right = (self.terms(a) for a in expr.args)
+    def _found(self, expr: Expr, depth: int) -> Terms:
+        if expr.word == "mul":
+            return {**self._scaled(expr, 0), **self._scaled(expr, 1)}
+        if expr.word not in ("add", "sub", "concat", "slice", "gather", *_VIEWS):
+            return {}
+        inner = [
+            self.terms(a, depth + 1) for a in (expr.args if expr.word in ("add", "sub", "concat") else expr.args[:1])
+        ]
+        if expr.word in ("add", "sub"):
+            return self._added(expr, *inner)
+        if expr.word == "concat":
+            shared = set.intersection(*(set(p) for p in inner))
+            return {key: _padded([p[key] for p in inner], expr.attrs["axis"]) for key in shared}
+        return {key: [c.each(expr.word, expr) for c in sides] for key, sides in inner[0].items()}
+
+    def _followed(self, expr: Expr) -> Channels:
+        return followed(expr, self._selections)
+
+    def _added(self, expr: Expr, left: Terms, right: Terms) -> Terms:
         if expr.word == "sub":
             right = {key: [_negative(c) for c in sides] for key, sides in right.items()}
         both = {key: [*left[key], *right[key]] for key in left if key in right}
         return {key: [_spread(c, expr) for c in sides] for key, sides in both.items() if len(sides) == 2}
 
     def _scaled(self, expr: Expr, which: int) -> Terms:
-        data, factor = followed(expr.args[which]), _bare(expr.args[1 - which])
+        data, factor = self._followed(expr.args[which]), _bare(expr.args[1 - which])
         tag = next((n for n, known in self.factors.items() if known is factor), len(self.factors) + 1)
         self.factors[tag] = factor
         return {id(data.source): [_spread(_tagged(data, tag), expr)]}
-
-    def _joined(self, expr: Expr) -> Terms:
-        parts = [self.terms(a) for a in expr.args]
-        shared = set.intersection(*(set(p) for p in parts))
-        return {key: _padded([p[key] for p in parts], expr.attrs["axis"]) for key in shared}
 
 
 def _negative(c: Channels) -> Channels:
@@ -164,8 +178,10 @@ def _bare(expr: Expr) -> Expr:
     return expr
 
 
-def read(expr: Expr) -> tuple[Rope, Channels] | None:
-    """Return the rotary embedding that ``expr`` is, and the channels that it turns; None if it is none."""
+def read(expr: Expr, width: Dim | None) -> tuple[Rope, Channels] | None:
+    """Return the rotary embedding of heads ``width`` wide that ``expr`` is, and the channels that it turns, or None."""
+    if not expr.shape or (isinstance(width, int) and expr.shape[-1] != width):
+        return None
     sums = _Sums()
     try:
         found = sums.terms(expr)

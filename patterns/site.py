@@ -58,11 +58,11 @@ class AttentionSite:
         steps: how it was read.
     """
 
-    anchor: str
+    anchor: str = field(compare=False)
     q: Operand
     k: Operand
     v: Operand
-    scale: float
+    scale: float = field(compare=False)
     softcap: float | None
     bias: Expr | None = field(compare=False)
     causal: Causal | None
@@ -74,7 +74,7 @@ class AttentionSite:
     value_width: Dim | None
     out: Operand
     node: Any = field(compare=False)
-    leaks: Sequence[str] = ()
+    leaks: Sequence[str] = field(compare=False, default=())
     beside: Mapping[Any, Expr] = field(compare=False, default_factory=dict)
     rope: Rope | None
     qk_norm: Norm | None
@@ -82,8 +82,12 @@ class AttentionSite:
     projections: Mapping[str, Projection | None]
     frame: dict[str, Axis] = field(compare=False, default_factory=dict)
     steps: Sequence[Step] = field(compare=False, default=())
+    scale_digits: str = field(init=False)  # what of the scale is compared: exporters split it into float32 factors
 
     kind = "attention"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale_digits", f"{self.scale:.6g}")
 
     @property
     def around(self) -> Sequence[str]:
@@ -129,7 +133,7 @@ class FeedForwardSite:
         steps: how it was read.
     """
 
-    anchor: str
+    anchor: str = field(compare=False)
     activation: str
     x: Operand
     w_in: Operand
@@ -142,7 +146,7 @@ class FeedForwardSite:
     quantised: str | None
     stored: str | None
     node: Any = field(compare=False)
-    leaks: Sequence[str] = ()
+    leaks: Sequence[str] = field(compare=False, default=())
     steps: Sequence[Step] = field(compare=False, default=())
 
     kind = "feed-forward"
@@ -172,6 +176,11 @@ class FeedForwardSite:
         """Which of its products have a bias: "in", "gate", "out"."""
         given = {"in": self.b_in, "gate": self.b_gate, "out": self.b_out}
         return tuple(name for name, bias in given.items() if bias is not None)
+
+    @property
+    def around(self) -> Sequence[str]:
+        """What its numbers are besides floats, in words."""
+        return (*((f"{self.stored} weights",) if self.stored else ()), *((self.quantised,) if self.quantised else ()))
 
     @property
     def reads_as(self) -> str:

@@ -6,23 +6,28 @@ from typing import Any
 
 from rewriter import registry
 from rewriter.errors import GraftError
-from rewriter.reading import ModelLike, Reading, name_of, open_any, read
+from rewriter.host import InputsLike, ModelLike, open_host
+from rewriter.reading import Reading
 from rewriter.report import DeclineRow, ShowReport, SiteRow, Story, WhyReport
 from runtime_ops.dims import Dim, vague
 
 
-def show(model: ModelLike) -> ShowReport:
+def show(model: ModelLike, inputs: InputsLike = None) -> ShowReport:
     """List the sites of a model, and for each softmax that is none the reason.
+
+    Args:
+        model: an ONNX file, an ``onnx_ir.Model``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``.
+        inputs: example inputs of a traced graph whose shapes are not known yet.
 
     Raises:
         GraftError: the model cannot be opened.
     """
-    reading = read(open_any(model))
-    opsets = reading.graphs.model.opset_imports
+    host = open_host(model, inputs)
+    reading = host.read()
     return ShowReport(
-        model=name_of(model),
-        host="onnx",
-        opset=opsets.get("", opsets.get("ai.onnx")),
+        model=host.name,
+        host=host.kind,
+        opset=host.opset,
         sites=[_row(name, site) for name, site in reading.sites.items()],
         declines=[DeclineRow(kind=d.kind, anchor=d.anchor, reason=d.reason, at=d.at) for d in reading.declines],
     )
@@ -44,12 +49,14 @@ def _row(name: str, site: Any) -> SiteRow:
         model_width=_number(getattr(site, "model_width", None)),
         inner_width=_number(getattr(site, "inner_width", None)),
         anchor=site.anchor,
-        **{name: getattr(site, name) for name in (*_AROUND, *_BLOCK) if hasattr(site, name)},
+        **{name: getattr(site, name) for name in _OF_ITS_KIND if hasattr(site, name)},
     )
 
 
-_AROUND = ("around", "rope", "qk_norm", "cache", "projections")
-_BLOCK = ("activation", "gated", "biases", "quantised", "stored")
+_OF_ITS_KIND = (
+    "around", "rope", "qk_norm", "cache", "projections",
+    "activation", "gated", "biases", "quantised", "stored",
+)  # fmt: skip
 _SIMPLE = 24  # characters of a length that fit a table
 
 
@@ -60,31 +67,33 @@ def _number(length: Dim | None) -> int | str | None:
     return None if vague(length) or len(str(length)) > _SIMPLE else str(length)
 
 
-def why(model: ModelLike, site: str | None = None) -> WhyReport:
+def why(model: ModelLike, site: str | None = None, inputs: InputsLike = None) -> WhyReport:
     """Tell how every site was read and what rules say of it, and why each other softmax was not.
 
     Args:
-        model: a file or a model in memory.
+        model: as in ``show``.
         site: tell of this site or anchor only.
+        inputs: as in ``show``.
 
     Raises:
         GraftError: the model cannot be opened, or there is no such site.
     """
-    reading = read(open_any(model))
+    host = open_host(model, inputs)
+    reading = host.read()
     stories = [*_declines(reading), *_sites(reading)]
     if site is not None:
         chosen = [s for s in stories if site in (s.id, s.anchor)]
         if not chosen:
             raise GraftError(f"no site or decline is called '{site}'; there are {', '.join(s.id for s in stories)}")
         stories = chosen
-    return WhyReport(model=name_of(model), stories=stories)
+    return WhyReport(model=host.name, stories=stories)
 
 
 def _declines(reading: Reading) -> list[Story]:
     """Return the stories of declines; the one that got furthest is the nearest miss and comes first."""
     nearest = sorted(enumerate(reading.declines), key=lambda pair: -len(pair[1].steps))
     return [
-        Story(id=f"decline.{n}", anchor=d.anchor, outcome=f"{d.reason} (at {d.at})", steps=d.steps, around={}, rules={})
+        Story(id=f"decline.{n}", anchor=d.anchor, outcome=f"{d.reason} (at {d.at})", steps=d.steps, rules={})
         for n, d in nearest
     ]
 

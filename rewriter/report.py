@@ -101,8 +101,8 @@ class Story(Report):
     anchor: str
     outcome: str  # "attention" or the decline's reason
     steps: Sequence[Step]
-    around: Mapping[str, str]  # "rope", "qk norm", "cache", "q", "k", "v": what was found there, in words
     rules: Mapping[str, str]  # rule name: "applies" or the reason why not
+    around: Mapping[str, str] = field(default_factory=dict)  # "rope", "qk norm", "cache", "q", "k", "v": in words
 
 
 @dataclass(frozen=True, kw_only=True)

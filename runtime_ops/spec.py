@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from runtime_ops import bodies, interpret
 from runtime_ops.dims import Dim, Sym
-from runtime_ops.shapes import broadcast
+from runtime_ops.shapes import broadcast, broadcast_dim
 from runtime_ops.words import Expr, make, symbol
 
 DOMAIN, VERSION = "ai.graft", 1
@@ -88,14 +88,21 @@ class OpSpec:
         args = [e for e in given.values() if e is not None]
         return make("call", *args, spec=self, names=tuple(given), values=self.attrs(attrs))
 
-    def shape(self, inputs: Mapping[str, Expr]) -> tuple[Dim, ...] | None:
-        """Return the shape of the result: every letter has the length that it has in the inputs."""
+    def shape(
+        self, inputs: Mapping[str, Expr], join: Callable[[Dim, Dim], Dim] = broadcast_dim
+    ) -> tuple[Dim, ...] | None:
+        """Return the shape of the result: every letter has the length that it has in the inputs.
+
+        Args:
+            inputs: by name; optional ones do not matter.
+            join: gives the length of two axes after broadcasting, for hosts with lengths of their own.
+        """
         lengths: dict[str, tuple[Dim, ...]] = {}
         for i in self.inputs:
             expr = inputs.get(i.name)
             if not i.optional and expr is not None and expr.shape is not None:
                 for letter, axes in _by_letter(i.layout, expr.shape).items():
-                    lengths[letter] = broadcast(lengths.get(letter, ()), axes)
+                    lengths[letter] = broadcast(lengths.get(letter, ()), axes, join=join)
         letters = self.output.split()
         return tuple(d for x in letters for d in lengths[x]) if set(letters) <= set(lengths) else None
 
@@ -147,12 +154,17 @@ class OpSpec:
         inputs = self._symbols(present)
         while inputs and inputs[-1] is None:
             inputs.pop()
-        result = self._body(inputs, attrs)
-        dtype = present[self.inputs[0].name][1]
-        if dtype != np.float32:
-            result = make("cast", result, to=dtype)
+        result = self._narrow(self._body(inputs, attrs), present)
         names = [a.name for a in self.attributes if attrs.get(a.name) is not None]
         return bodies.function(DOMAIN, self.name, overload, inputs, result, names, opset)
+
+    def expression(self, present: Signature, attrs: Mapping[str, Any]) -> Expr:
+        """Return the result of a call as an expression over inputs of the spec's names; types as in ``body``."""
+        return self._narrow(self._body(self._symbols(present), attrs), present)
+
+    def _narrow(self, result: Expr, present: Signature) -> Expr:
+        dtype = present[self.inputs[0].name][1]
+        return result if dtype == np.float32 else make("cast", result, to=dtype)
 
     def _symbols(self, present: Signature) -> list[Expr | None]:
         return [symbol(i.name, *present[i.name]) if i.name in present else None for i in self.inputs]

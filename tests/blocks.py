@@ -105,6 +105,12 @@ def gemm(f: Sketch) -> None:
     f.output(y.reshape(f.x.dim(0), f.x.dim(1), MODEL), f"b s {MODEL}")
 
 
+def gemm_alpha(f: Sketch) -> None:
+    x = f.input("rows", f"s {MODEL}")
+    z = f.Gemm(x, f.weight("in.w", MODEL, INNER), f.weight("in.b", INNER), alpha=0.3, beta=1.5)
+    f.output(f.Gemm(f.Relu(z), f.weight("out.w", INNER, MODEL), alpha=2.0), f"s {MODEL}")
+
+
 def gemm_between_views(f: Sketch) -> None:
     """As GPT-2 is exported: flattened for each product, cut open again for the activation."""
     lead = (f.x.dim(0), f.x.dim(1))
@@ -185,6 +191,13 @@ def inner_read_twice(f: Sketch) -> None:
     f.output(f.ReduceSum(y, [2], keepdims=0), "b s")
 
 
+def cast_twice(f: Sketch) -> None:
+    """Each product converts its input for itself."""
+    x = f.input("wide", f"b s {MODEL}", dtype="float64")
+    gate, up = linear(f, "gate", x.to("float32")), linear(f, "up", x.to("float32"))
+    close(f, f.Relu(gate) * up)
+
+
 def half(f: Sketch) -> None:
     close(f, f.Relu(first(f).to("float32")).to("float16"))
 
@@ -238,6 +251,29 @@ def dynamic_operators(f: Sketch) -> None:
     f.output(y, f"b s {MODEL}")
 
 
+def integers_to_float(f: Sketch) -> None:
+    y = f.x
+    for name, shape in (("in", (MODEL, INNER)), ("out", (INNER, MODEL))):
+        q, scale, zero = f.node("DynamicQuantizeLinear", y, outputs=3)
+        w, w_scale, w_zero = int8(f, name, *shape)
+        bias = f.weight(f"{name}.b", shape[1])
+        y = f.node("MatMulIntegerToFloat", q, w, scale, w_scale, zero, w_zero, bias, domain=MS)
+        y = f.Relu(y) if name == "in" else y
+    f.output(y, f"b s {MODEL}")
+
+
+def static_operators(f: Sketch) -> None:
+    """Tensors kept in 8 bits between the operators."""
+    scale, zero = f.const(np.array(0.1, np.float32)), f.const(np.array(2, np.int8))
+    y = f.x
+    for name, shape in (("in", (MODEL, INNER)), ("out", (INNER, MODEL))):
+        w, w_scale, w_zero = int8(f, name, *shape)
+        q = f.QLinearMatMul(f.QuantizeLinear(y, scale, zero), scale, zero, w, w_scale, w_zero, scale, zero)
+        y = f.DequantizeLinear(q, scale, zero)
+        y = f.Relu(y) if name == "in" else y
+    f.output(y, f"b s {MODEL}")
+
+
 def qdq(f: Sketch) -> None:
     """Every tensor rounded to 8 bits, as static quantisation writes it."""
 
@@ -279,6 +315,7 @@ BLOCKS: dict[str, Block] = {
     "interleaved": Block(write=interleaved, gated=True, biases="in gate out"),
     "bias-after-split": Block(write=bias_after_split, gated=True, biases="gate out"),
     "gemm": Block(write=gemm, biases="in out", layout="b m"),
+    "gemm-alpha": Block(write=gemm_alpha, biases="in", layout="b m"),
     "gemm-between-views": Block(write=gemm_between_views, biases="in out", layout="(b0 b1) m"),
     "transposed-weights": Block(write=transposed_weights),
     "weights-on-the-left": Block(write=weights_on_the_left, biases="in out", layout="b m s"),
@@ -293,6 +330,7 @@ BLOCKS: dict[str, Block] = {
     "two-biases": Block(write=two_biases, biases="in out"),
     "inner-is-output": Block(write=inner_is_output, biases="in out", leaks=1),
     "inner-read-twice": Block(write=inner_read_twice, biases="in", leaks=1),
+    "cast-twice": Block(write=cast_twice, gated=True, biases="in gate out"),
     "half": Block(write=half, biases="in out", dtype="float16", off=4e-3),
     "residual-after": Block(write=residual_after, biases="in out"),
     "result-read-twice": Block(write=result_read_twice, biases="in"),
@@ -303,6 +341,10 @@ BLOCKS: dict[str, Block] = {
     "dynamic-operators": Block(
         write=dynamic_operators, biases="in out", quantised=DYNAMIC, stored="int8", off=0.03
     ),
+    "integers-to-float": Block(
+        write=integers_to_float, biases="in out", quantised=DYNAMIC, stored="int8", off=0.03
+    ),
+    "static-operators": Block(write=static_operators, quantised=FEW, stored="int8", off=0.1),
     "qdq": Block(write=qdq, biases="in out", quantised=FEW, stored="int8", off=0.1),
     "four-bits": Block(write=n_bits(4, False), biases="in out", stored="uint8"),
     "four-bits-zero-points": Block(write=n_bits(4, True), biases="in out", stored="uint8"),
@@ -338,6 +380,14 @@ def depthwise(f: Sketch) -> None:
     close(f, f.Relu(z.perm(0, 2, 1)))
 
 
+def inverted_bottleneck(f: Sketch) -> None:
+    """A block of MobileNet, of which convolutional networks are full."""
+    x = f.input("image", f"b {MODEL} t u")
+    z = f.HardSwish(f.Conv(x, f.weight("in.w", INNER, MODEL, 1, 1)))
+    z = f.HardSwish(f.Conv(z, f.weight("mix", INNER, 1, 3, 3), group=INNER, pads=[1, 1, 1, 1]))
+    f.output(f.Conv(z, f.weight("out.w", MODEL, INNER, 1, 1)), f"b {MODEL} t u")
+
+
 def three_products(f: Sketch) -> None:
     gate, up = pair(f)
     close(f, f.Relu(gate) * up * f.Sigmoid(linear(f, "third", f.x)))
@@ -362,6 +412,27 @@ def tokens_merged(f: Sketch) -> None:
     """Two tokens of the first product are one row of the second, as in patch merging."""
     y = f.Relu(first(f)).reshape(f.x.dim(0), -1, 2 * INNER)
     bare(f, y, 2 * INNER, f"b r {MODEL}")
+
+
+def gate_of_one(f: Sketch) -> None:
+    """One gate for all neurons of a token."""
+    close(f, f.Relu(f.x @ f.weight("gate.w", MODEL, 1)) * linear(f, "up", f.x))
+
+
+def limited_factor(f: Sketch) -> None:
+    """As a gate, but its other factor is cut off at 7."""
+    gate, up = pair(f)
+    close(f, gate * f.Sigmoid(gate) * f.Clip(up, -7.0, 7.0))
+
+
+def both_bent(f: Sketch) -> None:
+    gate, up = pair(f)
+    close(f, f.Relu(gate) * f.Relu(up))
+
+
+def gate_of_sentence(f: Sketch) -> None:
+    first_token = f.x.slice(0, 1, 1)
+    close(f, f.Relu(linear(f, "gate", first_token)) * linear(f, "up", f.x))
 
 
 def by_neuron(f: Sketch) -> None:
@@ -396,9 +467,13 @@ DECLINED: dict[str, tuple[Callable[[Sketch], None], str | None]] = {
     "elu": (of_first(lambda f, z: f.Elu(z)), "^an ELU stands"),
     "hard-swish": (of_first(lambda f, z: f.HardSwish(z)), "^a hard swish stands"),
     "relu6": (of_first(lambda f, z: f.Clip(z, 0.0, 6.0)), "^a ReLU cut off at 6 stands"),
-    "two-activations": (of_first(lambda f, z: f.Relu(f.Tanh(z))), r"takes -2, -1, 0, 1, 2 to 0, 0, 0, 0.762, 0.964,"),
+    "two-activations": (
+        of_first(lambda f, z: f.Relu(f.Tanh(z))),
+        "takes -100, -2, -1, 0, 1, 2, 100 to 0, 0, 0, 0, 0.762, 0.964, 1,",
+    ),
     "half-a-gelu": (
-        of_first(lambda f, z: z * (f.Erf(z / 2**0.5) + 1.0) * 0.51), r"takes -2, -1, 0, 1, 2 to -0.0464, -0.162, 0,"
+        of_first(lambda f, z: z * (f.Erf(z / 2**0.5) + 1.0) * 0.51),
+        "1, 2, 100 to -0, -0.0464, -0.162, 0, 0.858, 1.99, 102, which is none",
     ),
     "softsign": (of_first(lambda f, z: f.Relu(f.Softsign(z))), "^a Softsign stands between its products$"),
     "by-neuron": (by_neuron, "^two linear results meet"),
@@ -411,11 +486,18 @@ DECLINED: dict[str, tuple[Callable[[Sketch], None], str | None]] = {
     "three-products": (three_products, "^3 linear results meet"),
     "two-added": (two_added, r"not as activation\(gate\) · up"),
     "bilinear": (bilinear, r"not as activation\(gate\) · up"),
+    "both-bent": (both_bent, r"not as activation\(gate\) · up"),
+    "limited-factor": (limited_factor, r"not as activation\(gate\) · up"),
+    "limited-far": (of_first(lambda f, z: f.Clip(z, 0.0, 40.0)), "to 0, 0, 0, 0, 1, 2, 40, which is none"),
+    "rounded": (of_first(lambda f, z: f.Relu(z).to("int32").to("float32")), None),
+    "gate-of-one": (gate_of_one, "has 1 neurons"),
+    "gate-of-sentence": (gate_of_sentence, "read different tensors"),
     "gate-of-another": (gate_of_another, "read different tensors"),
     "tokens-merged": (tokens_merged, "neurons of one are rows of the other"),
     "batched-experts": (batched_experts, "^its weights are 4 matrices, one for each slice of the batch"),
     "chosen-experts": (chosen_experts, "^its weights are 4 matrices, of which the model chooses"),
     "fused-experts": (fused_experts, "^a MoE operator holds several experts"),
+    "inverted-bottleneck": (inverted_bottleneck, None),
     "no-activation": (of_first(lambda f, z: z), None),
     "straight": (of_first(lambda f, z: f.Max(z, z) * 2.0), None),
     "softmax": (of_first(lambda f, z: f.Softmax(z, axis=-1)), None),

@@ -58,7 +58,7 @@ WHY = WhyReport(
             anchor=ANCHOR,
             outcome="softmax(0.125 q·kᵀ + bias) v",
             steps=[Step(node="/encoder/layer.0/Mul", met="mul", meaning="scale × 0.125")],
-            around={},
+            around={"rope": "interleaved, the first 32 of 64"},
             rules={"exact-attention": "applies", "topk-attention": REASON},
         ),
     ],

@@ -333,6 +333,10 @@ def _nearly(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return (np.arange(shape[-1]) < lengths[:, None]).astype(np.int64)
 
 
+def _left(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return _last_of_three(_lengths(rng, shape)[..., ::-1].copy(), 0)
+
+
 def _keep(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     keep = rng.random(shape) < 0.7
     keep[..., 0] = True
@@ -349,6 +353,7 @@ FILL: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = 
     "normal": lambda rng, shape: rng.standard_normal(shape),
     "lengths": _lengths,
     "nearly": _nearly,
+    "left": _left,
     "keep": _keep,
     "drop": lambda rng, shape: ~_keep(rng, shape),
     "additive": lambda rng, shape: np.where(_keep(rng, shape), 0.0, LOWEST),

@@ -35,6 +35,10 @@ class Graphs(ABC):
         """Return the name under which a user finds a node."""
 
     @abstractmethod
+    def inputs(self) -> list[Expr]:
+        """Return the inputs that whoever runs the model gives, in order."""
+
+    @abstractmethod
     def survivor(self, node: Any) -> str | None:
         """Return the name of what still reads a node after an edit, None if the node is gone."""
 

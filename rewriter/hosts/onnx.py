@@ -121,6 +121,11 @@ class OnnxGraphs(Graphs):
         """Return a node's name, or that of its first output."""
         return node.name or node.outputs[0].name or ""
 
+    def inputs(self) -> list[Expr]:
+        """Return the inputs of the main graph that have no default."""
+        graph = self.model.graph
+        return [self.exprs[value] for value in graph.inputs if value.name not in graph.initializers]
+
     def survivor(self, node: ir.Node) -> str | None:
         """Return the name of a node that still reads ``node``, None if that was removed."""
         if node.graph is None:
@@ -197,5 +202,5 @@ def _constant(node: ir.Node) -> Expr:
 def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int, why: str | None) -> Expr:
     shape = onnx_opaque.opaque_shape(node, args, index)
     given = tuple(a for a in args if a is not None)
-    dtype = element(value) or (onnx_opaque.opaque_type(node, args) if index == 0 else None)
+    dtype = element(value) or onnx_opaque.opaque_type(node, args, index)
     return Expr("opaque", given, {"op": node.op_type, "why": why}, _refine(shape, value), dtype, None, value)

@@ -133,23 +133,25 @@ def _visible(node: ir.Node, padding: Expr, k: Expr) -> Expr:
         axes = (1, 2) if padding.rank == 2 else (1,)
         return make("cast", make("unsqueeze", padding, axes=axes), to=np.dtype(bool))
     b = k.shape[0] if k.shape else None
-    if padding.rank != 1 or b is None or padding.shape is None:
+    if padding.shape is None or b is None:
+        raise Unfit(f"{node.op_type} has a padding mask of unknown rank")
+    if padding.rank != 1:
         raise Unfit(f"{node.op_type} has a padding mask of rank {padding.rank}, which only some GPU runtimes take")
     if padding.shape[0] not in (b, b + b, 3 * b + 2):
         raise Unfit(f"{node.op_type} has a padding mask of one axis, and its length against the batch is not known")
     ends, keys = _batch_part(padding, k, 0), spelled.count(dim(k, 2))
-    keep = make("lt", make("cast", keys, to=padding.dtype), ends)
+    keep = make("lt", keys, ends)
     if padding.shape[0] != b + b:
         return keep
-    return make("and", keep, make("le", _batch_part(padding, k, 1), make("cast", keys, to=padding.dtype)))
+    return make("and", keep, make("le", _batch_part(padding, k, 1), keys))
 
 
 def _batch_part(x: Expr, k: Expr, index: int) -> Expr:
-    """Return ``x[index · b : (index + 1) · b]`` as [b 1 1 1]."""
+    """Return ``x[index · b : (index + 1) · b]`` as [b 1 1 1], int64."""
     b = dim(k, 0)
     bounds = [make("mul", b, const([n])) for n in (index, index + 1)]
     piece = make("slice", x, *bounds, const([0]), const([1]))
-    return make("unsqueeze", piece, axes=(1, 2, 3))
+    return make("cast", make("unsqueeze", piece, axes=(1, 2, 3)), to=np.dtype(np.int64))
 
 
 def _fused_projections(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:

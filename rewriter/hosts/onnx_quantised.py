@@ -72,12 +72,14 @@ def _dynamic(node: ir.Node, args: Args, opset: int) -> Expr | None:
 
 
 def _linear(node: ir.Node, args: Args, opset: int) -> Expr | None:
-    """Read QLinearMatMul: a product between two dequantisations and a quantisation."""
-    if len(args) < 8 or any(a is None for a in args):
+    """Read QLinearMatMul: a product between dequantisations of its factors and a quantisation."""
+    x, scale, zero, w, w_scale, w_zero, y_scale, y_zero = args
+    if x is None or w is None or y_zero is None:
         return None
-    sides = [_made("DequantizeLinear", args[i : i + 3], args[i].shape, _FLOAT) for i in (0, 3)]  # type: ignore[union-attr]
-    out = make("matmul", *sides)
-    return _made("QuantizeLinear", (out, *args[6:8]), out.shape, args[7].dtype)  # type: ignore[union-attr]
+    bare = (make("cast", part, to=_FLOAT) for part in (w, w_zero))  # type: ignore[arg-type]
+    weights = make("mul", make("sub", *bare), w_scale)  # type: ignore[arg-type]
+    out = make("matmul", _made("DequantizeLinear", (x, scale, zero), x.shape, _FLOAT), weights)
+    return _made("QuantizeLinear", (out, y_scale, y_zero), out.shape, y_zero.dtype)
 
 
 def _made(op: str, args: Args, shape: tuple[Dim, ...] | None, dtype: np.dtype[np.generic] | None) -> Expr:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from runtime_ops.words import Expr, const, dim, make
+from runtime_ops.words import Expr, const, dim, make, reshape
 
 
 def number(value: float, like: Expr) -> Expr:
@@ -15,28 +14,10 @@ def number(value: float, like: Expr) -> Expr:
     return const(value, like.dtype)
 
 
-def gelu_erf(x: Expr) -> Expr:
-    """Return x/2 · (1 + erf(x/√2))."""
-    inner = make("erf", make("div", x, number(math.sqrt(2.0), x)))
-    return make("mul", make("mul", x, number(0.5, x)), make("add", inner, number(1.0, x)))
-
-
-def gelu_tanh(x: Expr) -> Expr:
-    """Return x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
-    cube = make("mul", make("mul", make("mul", x, x), x), number(0.044715, x))
-    inner = make("tanh", make("mul", make("add", x, cube), number(math.sqrt(2.0 / math.pi), x)))
-    return make("mul", make("mul", x, number(0.5, x)), make("add", inner, number(1.0, x)))
-
-
 def softplus(x: Expr) -> Expr:
     """Return max(x, 0) + log(1 + exp(-|x|)), which no x overflows."""
     low = make("min", x, make("neg", x))
     return make("add", make("relu", x), make("log", make("add", make("exp", low), number(1.0, x))))
-
-
-def mish(x: Expr) -> Expr:
-    """Return x · tanh(log(1 + eˣ))."""
-    return make("mul", x, make("tanh", softplus(x)))
 
 
 def count(length: Expr, start: int = 0) -> Expr:
@@ -50,11 +31,12 @@ def column(x: Expr) -> Expr:
 
 
 def causal(scores: Expr, q: Expr, k: Expr, past: Expr | None = None) -> Expr:
-    """Return scores [b h s t] with key j hidden from query i unless j <= i + the length of the past."""
-    rows = column(count(dim(q, 2)))
+    """Return scores [... s t] with key j hidden from query i unless j <= i + the length of the past."""
+    last = (q.rank or 4) - 2
+    rows = column(count(dim(q, last)))
     if past is not None:
-        rows = make("add", rows, dim(past, 2))
-    return kept(scores, make("le", count(dim(k, 2)), rows))
+        rows = make("add", rows, dim(past, last))
+    return kept(scores, make("le", count(dim(k, last)), rows))
 
 
 def kept(scores: Expr, keep: Expr) -> Expr:
@@ -77,7 +59,7 @@ def quotient(x: Expr, total: Expr) -> Expr:
 
 
 def einsum(equation: str, args: Sequence[Expr]) -> Expr | None:
-    """Read an einsum of two tensors that contracts one letter as a matrix product between permutations.
+    """Read an einsum of two tensors as a matrix product between permutations, with letters merged to one axis.
 
     An einsum of one tensor that only reorders its axes is a transposition.
     """
@@ -93,11 +75,39 @@ def einsum(equation: str, args: Sequence[Expr]) -> Expr | None:
     both = [x for x in left if x in right and x in out]
     inner = [x for x in left if x in right and x not in out]
     mine, yours = ([x for x in one if x in out and x not in other] for one, other in ((left, right), (right, left)))
-    if not len(inner) == len(mine) == len(yours) == 1 or len(both) + 2 != len(out):
+    if not inner or not mine or not yours or sorted([*both, *mine, *yours]) != sorted(out):
         return None
+    if len(both + mine + inner) != len(left) or len(both + inner + yours) != len(right):
+        return None  # a letter that is summed within one tensor
     a = _permuted(args[0], left, [*both, *mine, *inner])
     b = _permuted(args[1], right, [*both, *inner, *yours])
-    return _permuted(make("matmul", a, b), "".join([*both, *mine, *yours]), list(out))
+    return _permuted(_product(a, b, len(both), len(mine), len(inner)), "".join([*both, *mine, *yours]), list(out))
+
+
+def _product(a: Expr, b: Expr, both: int, mine: int, inner: int) -> Expr:
+    """Return the product of [both mine inner] and [both inner yours], each of these one axis or several."""
+    rank_a, rank_b = both + mine + inner, b.rank or 0
+    rows, lead = range(both, both + mine), [dim(a, i) for i in range(both)]
+    columns = range(both + inner, rank_b)
+    several = both > 0 and mine > 1  # without leading axes of its own, a product keeps any number of rows
+    left, right = a, b
+    if several or inner > 1:
+        kept = [_length(a, rows)] if several else [dim(a, i) for i in rows]
+        left = reshape(a, [*lead, *kept, _length(a, range(both + mine, rank_a))])
+    if len(columns) > 1 or inner > 1:
+        right = reshape(b, [*lead, _length(b, range(both, both + inner)), _length(b, columns)])
+    out = make("matmul", left, right)
+    if not several and len(columns) == 1:
+        return out
+    return reshape(out, [*lead, *(dim(a, i) for i in rows), *(dim(b, i) for i in columns)])
+
+
+def _length(x: Expr, axes: Sequence[int]) -> Expr:
+    """Return the product of the lengths of some axes."""
+    total = dim(x, axes[0])
+    for axis in axes[1:]:
+        total = make("mul", total, dim(x, axis))
+    return total
 
 
 def _without_dots(args: Sequence[Expr], terms: str, result: str) -> tuple[str, str]:

@@ -15,15 +15,19 @@ from spellings.fused_declined import FUSED_DECLINED
 from spellings.fused_grouped import GROUPED
 from spellings.layouts import LAYOUTS
 from spellings.masks import MASKS
+from spellings.proved import PROVED
 from spellings.scale import SCALES
+from spellings.surroundings import SURROUNDINGS
 
 SPELLINGS = (
     *SCALES,
     *MASKS,
+    *PROVED,
     *BETWEEN,
     *LAYOUTS,
     *GROUPS,
     *AROUND,
+    *SURROUNDINGS,
     *FORMS,
     *FUSED,
     *CACHED,

@@ -117,6 +117,22 @@ def mha_biased(f: Sketch) -> None:
     f.finish(f.node("MultiHeadAttention", f.q3, f.k3, f.v3, bias, num_heads=f.h, scale=0.3, domain=MS), f.h * f.d)
 
 
+def mha_again(f: Sketch) -> None:
+    """The presents of one attention are the keys and values of another."""
+    inputs = (f.q3, f.k3, f.v3, None, None, None, past(f, "key"), past(f, "value"))
+    out, key, value = f.node("MultiHeadAttention", *inputs, num_heads=f.h, scale=0.3, outputs=3, domain=MS)
+    q = f.x @ f.weight("q2", f.m, f.h * f.d)
+    again = f.node("MultiHeadAttention", q, key, value, num_heads=f.h, scale=0.3, domain=MS)
+    cached(f, out + again, key, value)
+
+
+def twice(f: Sketch) -> None:
+    key, value = joined(f)
+    first = plain(f, f.q, key, value, lambda s: s, 0.3)
+    q = f.heads(f.x @ f.weight("q2", f.m, f.h * f.d), f.h)
+    cached(f, first + plain(f, q, key, value, lambda s: s, 0.3), key, value)
+
+
 def biased(f: Sketch, sides: int) -> None:
     bias, width = f.weight("qkv.bias", 3 * f.h * f.d), f.h * f.d
     q, k, v = (
@@ -175,6 +191,34 @@ def ms_twin(scores: Callable[[Sketch, Value], Value] = lambda f, s: s) -> Callab
         f.output(f.Concat(key.unsqueeze(0), value.unsqueeze(0), axis=0), f"2 b {f.h} total {f.d}")
 
     return write
+
+
+def embedded(f: Sketch) -> None:
+    """As ONNX Runtime's optimiser leaves BERT: embeddings that give the lengths of their sequences, then attention."""
+    tables = (
+        f.weight("words", 7, f.m),
+        f.weight("positions", 16, f.m),
+        None,
+        f.weight("gain", f.m),
+        f.weight("shift", f.m),
+    )
+    keep = f.input("attention_mask", "b s", "lengths", "int64").to("int32")
+    x, lengths = f.node("EmbedLayerNormalization", ids(f), None, *tables, keep, outputs=2, domain=MS)
+    w, b = f.weight("qkv.weight", f.m, 3 * f.h * f.d), f.weight("qkv.bias", 3 * f.h * f.d)
+    f.finish(f.node("Attention", x, w, b, lengths, num_heads=f.h, scale=0.3, domain=MS), f.h * f.d)
+
+
+def ids(f: Sketch) -> Value:
+    return f.input("input_ids", "b s", "ids", "int32")
+
+
+def embedded_twin(f: Sketch) -> None:
+    keep = f.input("attention_mask", "b s", "lengths", "int64")
+    at = f.Range(np.array(0), keep.dim(1), np.array(1))
+    both = f.Gather(f.weight("words", 7, f.m), ids(f), axis=0) + f.Gather(f.weight("positions", 16, f.m), at, axis=0)
+    x = f.LayerNormalization(both, f.weight("gain", f.m), f.weight("shift", f.m), axis=-1, epsilon=1e-12)
+    q, k, v = (f.heads(y, f.h) for y in f.project("qkv", x, 3 * f.h * f.d).split([f.h * f.d] * 3, 2))
+    f.finish(plain(f, q, k, v, lambda s: s + unseen(f, keep.unsqueeze(1, 2)), 0.3), f.h * f.d)
 
 
 def past_rows(f: Sketch, s: Value) -> Value:
@@ -279,6 +323,7 @@ CACHED: tuple[Spelling, ...] = (
         row(f"mha-packed-{what}", lambda f, what=what: mha_packed(f, what), scale=0.3, runs=False, twin=separate)
         for what in ("qkv", "kv")
     ),
+    row("mha-present-used-again", mha_again, scale=0.3, dims=PAST, sites=2, twin=twice),
     row("mha-biases", mha_biased, scale=0.3, twin=lambda f: biased(f, 3)),
     row("mha-keys-as-heads", mha_heads, {"cross": True}, scale=0.3, dims=CROSS, twin=lambda f: biased(f, 1)),
     row(
@@ -290,7 +335,14 @@ CACHED: tuple[Spelling, ...] = (
         proves=False,
         twin=lambda f: biased(f, 1),
     ),
-    row("ms-attention-past", ms_attention, scale=0.3, dims=PAST, twin=ms_twin()),
+    row(
+        "ms-attention-past",
+        ms_attention,
+        scale=0.3,
+        dims=PAST,
+        twin=ms_twin(),
+        around={"cache": {"past": ["past", "past"]}},
+    ),
     row(
         "ms-attention-past-unidirectional",
         lambda f: ms_attention(f, unidirectional=1),
@@ -299,6 +351,7 @@ CACHED: tuple[Spelling, ...] = (
         dims=PAST,
         twin=ms_twin(past_rows),
     ),
+    row("ms-attention-after-embedding", embedded, scale=0.3, mask=True, twin=embedded_twin),
     row(
         "ms-attention-lengths",
         lambda f: ms_attention(f, lengths(f)),

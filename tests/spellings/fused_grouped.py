@@ -144,6 +144,13 @@ GROUPED: tuple[Spelling, ...] = (
             lambda f, pairs=pairs: gqa(f, rotary=True, rotary_interleaved=pairs),
             twin(interleaved=bool(pairs)),
             frame={"d": d},
+            around={
+                "rope": {"form": "pairs" if pairs else "halves", "width": 16, "of": d},
+                "cache": {
+                    "past": ["past_key", "past_value"],
+                    "presents": ["GroupQueryAttention_25_out1", "GroupQueryAttention_25_out2"],
+                },
+            },
         )
         for pairs in (0, 1)
         for d in (16, 32)

@@ -474,6 +474,9 @@ RAISING: Mapping[str, str] = {
     "led": "dynamo",
     "prophetnet": "dynamo",
     "fnet": "torchscript",
+    "canine": "torchscript",
+    "gpt-neo-past": "dynamo",
+    "xglm-past": "dynamo",
 }
 # Feed-forward blocks that are not of the form product, activation, product, and words of the reason that is given.
 EXPERTS = "a mixture of experts"
@@ -486,6 +489,8 @@ UNREAD: Mapping[str, str] = {
     "mixtral": EXPERTS,
     "mixtral-past": EXPERTS,
 }
+# Declines of what looks like a feed-forward block and is none, and words of the reason.
+BESIDE: Mapping[str, str] = {"blip": "tanh stands between its products"}  # a pooler before a projection
 # Attention that reading declines, by the start of a case's name: how many blocks, and words of the reason.
 DECLINED: Mapping[str, tuple[int, str]] = {
     "gpt-oss": (2, "more than the keys"),  # a learned sink beside them

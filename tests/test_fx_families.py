@@ -1,4 +1,4 @@
-"""Model families exported by torch: the attention sites are those of the ONNX export, the numbers those of the model."""
+"""Families exported by torch: the attention sites are those of the ONNX export, the numbers those of the model."""
 
 from __future__ import annotations
 

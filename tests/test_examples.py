@@ -24,6 +24,11 @@ ROWS = {
             "session: ",
         ),
     ),
+    "finetune.py": (
+        "torch",
+        ("--steps", "8", "--k", "4"),
+        ("2 of 2 sites rewritten", "top-4, fine-tuned: loss", "in ONNX Runtime, at most"),
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from formula import formula, truth
 from sketch import Sketch, Value, feeds
 
 from patterns.site import FeedForwardSite
-from rewriter.reading import open_any, read
+from rewriter.host import open_host
 
 WIDTH, INNER = 12, 40
 Act = Callable[[Sketch, Value], Value]
@@ -111,7 +111,7 @@ DIMS = ({"b": 2, "s": 7}, {"b": 1, "s": 1}, {"b": 3, "s": 5})
 def blocks(f: Sketch, path: Path) -> list[FeedForwardSite]:
     """The blocks that are read; each computes by its formula what the graph computes."""
     onnx.save(f.model(), path)
-    sites = [site for site in read(open_any(path)).sites.values() if site.kind == "feed-forward"]
+    sites = [site for site in open_host(path).read().sites.values() if site.kind == "feed-forward"]
     rng = np.random.default_rng(3)
     for site in sites:
         for dims in DIMS:

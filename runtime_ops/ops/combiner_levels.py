@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from runtime_ops.ops.combiner_grid import Grid, Summaries, last, number, summarise
+from runtime_ops.ops.combiner_grid import Grid, last, summarise
 from runtime_ops.ops.pieces import count, hide, steps, weights
 from runtime_ops.words import Expr, const, dim, make, reshape
 

@@ -69,7 +69,7 @@ def _blocks(tokens: Grid, length: int) -> Grid:
         tail = [dim(x, 5)] if x.rank == 6 else []
         return reshape(whole, [*(dim(x, i) for i in range(3)), rows, length, *tail])
 
-    return replace(tokens, **{name: split(getattr(tokens, name)) for name in ("q", "k", "v", "keep")})
+    return replace(tokens, q=split(tokens.q), k=split(tokens.k), v=split(tokens.v), keep=split(tokens.keep))
 
 
 def _picked(x: Expr, which: Expr) -> Expr:
@@ -79,7 +79,8 @@ def _picked(x: Expr, which: Expr) -> Expr:
 
 
 def _mirrored_row(tokens: Grid) -> Grid:
-    return replace(tokens, **{name: _mirrored(getattr(tokens, name), 4) for name in ("q", "k", "v", "keep")})
+    q, k, v, keep = (_mirrored(x, 4) for x in (tokens.q, tokens.k, tokens.v, tokens.keep))
+    return replace(tokens, q=q, k=k, v=v, keep=keep)
 
 
 def _mirrored_term(term: Term) -> Term:

@@ -9,11 +9,12 @@ one logit however many keys it stands for, which suits models that are trained w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from runtime_ops.ops.combiner_grid import FACTORISATIONS, Grid, combine
+from runtime_ops.ops.combiner_grid import FACTORISATIONS, Grid, combine, longer
 from runtime_ops.ops.combiner_levels import logsparse
 from runtime_ops.ops.pieces import ceiling
 from runtime_ops.spec import Attribute, Input, OpSpec, Sample
@@ -35,7 +36,7 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
     names = MIXTURE if variant == "mixture" else (variant,)
     results = [logsparse(tokens) if name == "logsparse" else _on_grid(tokens, name, attrs["span"]) for name in names]
     mean = results[0] if len(results) == 1 else make("mul", make("add", *results), const(1 / len(results)))
-    return reshape(mean, [dim(q, 0), dim(q, 1), dim(q, 2), dim(v, 3)])
+    return reshape(mean, [dim(q, 0), dim(q, 1), -1, dim(v, 3)])
 
 
 def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, Any]) -> Grid:
@@ -46,11 +47,10 @@ def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, An
     else:
         factor = const(float(attrs["scale"]))
     group = make("div", dim(q, 1), dim(k, 1))
-    keep = mask
-    if keep is None:
-        keep = make("expand", const(True), make("concat", b, t, axis=0))
+    keep = make("expand", const(True), make("concat", b, t, axis=0)) if mask is None else reshape(mask, [b, -1])
+    split = reshape(make("mul", q, factor), [b, dim(k, 1), group, -1, dim(q, 3)])
     return Grid(
-        q=reshape(make("mul", q, factor), [b, dim(k, 1), group, 1, t, dim(q, 3)]),
+        q=make("unsqueeze", split, axes=(3,)),
         k=make("unsqueeze", k, axes=(2, 3)),
         v=make("unsqueeze", v, axes=(2, 3)),
         keep=make("unsqueeze", keep, axes=(1, 2, 3)),
@@ -64,12 +64,11 @@ def _on_grid(tokens: Grid, name: str, span: int) -> Expr:
     """Return the result [b g r t e] of one factorisation over rows of ``span`` tokens."""
     t = dim(tokens.keep, 4)
     m = const([span]) if span else _square(t, 2.0 if name == "fixed" else 1.0)
-    n = ceiling(t, m)
+    n = make("max", ceiling(t, m), const([1]))  # a row of hidden keys where there is no token
     missing = make("sub", make("mul", n, m), t)
-    rows = {name: _rows(x, n, m, missing) for name, x in (("q", tokens.q), ("k", tokens.k), ("v", tokens.v))}
-    keep = make("squeeze", _rows(make("unsqueeze", tokens.keep, axes=(5,)), n, m, missing), axes=(5,))
-    grid = Grid(**rows, keep=keep, pooling=tokens.pooling, counted=tokens.counted, causal=tokens.causal)
-    out = combine(FACTORISATIONS[name](grid))
+    full = longer(tokens, missing)
+    q, k, v, keep = (_rows(x, n, m) for x in (full.q, full.k, full.v, full.keep))
+    out = combine(FACTORISATIONS[name](replace(tokens, q=q, k=k, v=v, keep=keep)))
     flat = reshape(out, [*(dim(out, i) for i in range(3)), make("mul", n, m), dim(out, 5)])
     return make("slice", flat, const([0]), t, const([3]), const([1]))
 
@@ -80,11 +79,10 @@ def _square(t: Expr, factor: float) -> Expr:
     return make("max", make("cast", make("floor", root), to=np.dtype(np.int64)), const([1]))
 
 
-def _rows(x: Expr, n: Expr, m: Expr, missing: Expr) -> Expr:
-    """Return [… 1 t d] as [… n m d], the last row filled up with zeros (hidden where they are keys)."""
-    edge = make("concat", *(dim(x, i) if i != 4 else missing for i in range(6)), axis=0)
-    full = make("concat", x, make("expand", const(False if x.dtype == np.bool_ else 0.0), edge), axis=4)
-    return reshape(full, [*(dim(x, i) for i in range(3)), n, m, dim(x, 5)])
+def _rows(x: Expr, n: Expr, m: Expr) -> Expr:
+    """Return [… 1 n·m …] as [… n m …]."""
+    tail = [dim(x, 5)] if x.rank == 6 else []
+    return reshape(x, [*(dim(x, i) for i in range(3)), n, m, *tail])
 
 
 def check(attrs: Mapping[str, Any]) -> str | None:

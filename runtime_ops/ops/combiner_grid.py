@@ -74,6 +74,18 @@ def number(keep: Expr) -> Expr:
     return make("cast", keep, to=np.dtype(np.float32))
 
 
+def filler(x: Expr, axis: int, length: Expr) -> Expr:
+    """Return zeros (false) of the shape of ``x`` but for one axis."""
+    edge = make("concat", *(dim(x, i) if i != axis else length for i in range(x.rank or 0)), axis=0)
+    return make("expand", const(False if x.dtype == np.bool_ else 0.0), edge)
+
+
+def longer(tokens: Grid, by: Expr) -> Grid:
+    """Return tokens in one row with hidden ones at the end."""
+    q, k, v, keep = (make("concat", x, filler(x, 4, by), axis=4) for x in (tokens.q, tokens.k, tokens.v, tokens.keep))
+    return replace(tokens, q=q, k=k, v=v, keep=keep)
+
+
 def last(x: Expr, times: int = 1) -> Expr:
     """Return ``x`` with new axes of length 1 at its end."""
     return make("unsqueeze", x, axes=tuple(range(-times, 0)))

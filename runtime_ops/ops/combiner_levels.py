@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from runtime_ops.ops.combiner_grid import Grid, last, summarise
+from runtime_ops.ops.combiner_grid import Grid, filler, last, longer, summarise
 from runtime_ops.ops.pieces import count, hide, steps, weights
 from runtime_ops.words import Expr, const, dim, make, reshape
 
@@ -26,10 +26,12 @@ class Term:
 
 def logsparse(tokens: Grid) -> Expr:
     """Return the result [b g r t e]; the grid is one row that holds all tokens."""
+    t = dim(tokens.keep, 4)
+    tokens = longer(tokens, make("sub", make("max", t, const([1])), t))  # reductions of nothing go wrong in places
     terms = [_self(tokens), *_past(tokens)]
     if not tokens.causal:
         terms += [_mirrored_term(term) for term in _past(_mirrored_row(tokens))]
-    return _combined(terms)
+    return make("slice", _combined(terms), const([0]), t, const([3]), const([1]))
 
 
 def _self(tokens: Grid) -> Term:
@@ -48,10 +50,9 @@ def _level(tokens: Grid, length: int) -> Term:
     found = summarise(_blocks(tokens, length))
     block = make("div", count(dim(tokens.keep, 4)), const(length))  # of every token
     pairs = make("mul", make("div", block, const(2)), const(2))
-    # Blocks are counted from 1, and 0 is an empty one for queries whose bit is not set.
+    # Block 0 is hidden: for queries whose bit is not set.
     before = make("mul", block, make("sub", block, pairs))
-    key, value, size = (_picked(x, before) for x in (found.key, found.value, last(found.size)))
-    size = make("squeeze", size, axes=(-1,))
+    key, value, size = (make("gather", x, before, axis=3) for x in (found.key, found.value, found.size))
     q = make("squeeze", tokens.q, axes=(3,))
     logit = make("sum", make("mul", q, key), axes=(-1,), keepdims=False)
     if tokens.counted:
@@ -60,22 +61,20 @@ def _level(tokens: Grid, length: int) -> Term:
 
 
 def _blocks(tokens: Grid, length: int) -> Grid:
-    """Return the whole blocks of a length as rows; no query needs the incomplete one at the end."""
-    rows = make("div", dim(tokens.keep, 4), const([length]))
+    """Return a hidden block and then the whole blocks of a length, as rows; no query needs the rest at the end."""
+    t = dim(tokens.keep, 4)
+    rows = make("div", t, const([length]))
     end = make("mul", rows, const([length]))
+    short = make("min", const([length]), make("max", t, const([1])))  # if no block is whole, the hidden one is less
 
     def split(x: Expr) -> Expr:
         whole = make("slice", x, const([0]), end, const([4]), const([1]))
         tail = [dim(x, 5)] if x.rank == 6 else []
-        return reshape(whole, [*(dim(x, i) for i in range(3)), rows, length, *tail])
+        head = [dim(x, i) for i in range(3)]
+        both = make("concat", filler(x, 4, short), whole, axis=4)
+        return reshape(both, [*head, make("add", rows, const([1])), short, *tail])
 
     return replace(tokens, q=split(tokens.q), k=split(tokens.k), v=split(tokens.v), keep=split(tokens.keep))
-
-
-def _picked(x: Expr, which: Expr) -> Expr:
-    """Return the features [… t d] of the blocks [… n d] that are named, 0 for number 0."""
-    edge = make("concat", *(dim(x, i) if i != 3 else const([1]) for i in range(5)), axis=0)
-    return make("gather", make("concat", make("expand", const(0.0), edge), x, axis=3), which, axis=3)
 
 
 def _mirrored_row(tokens: Grid) -> Grid:

@@ -7,7 +7,7 @@ import numpy as np
 from runtime_ops.words import Expr, const, make
 
 _LOWEST = float(np.finfo(np.float32).min)
-_MOST_STEPS = 24
+_MOST_STEPS = 20
 
 
 def count(length: Expr) -> Expr:
@@ -29,7 +29,7 @@ def weights(scores: Expr) -> Expr:
 
 
 def steps(length: Expr) -> int:
-    """Return how many doublings reach a length; where it is not known, enough for 16 million."""
+    """Return how many doublings reach a length; where it is not known, enough for a million."""
     number = length.number()
     return _MOST_STEPS if number is None else max(int(number) - 1, 0).bit_length()
 

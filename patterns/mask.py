@@ -1,82 +1,178 @@
-"""What a mask says: proved causal from its own subgraph, or described by the axes that it spans."""
+"""What a mask says: a small closed family of meanings, in words and as data.
+
+A part is proved from the mask's own subgraph (``patterns.visible``); what is not proved is kept as a tensor
+(``Keep``, ``Bias``). Letters: query i of s, key j of t.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from rewriter import layout
+from runtime_ops.dims import Dim
 from runtime_ops.words import Expr
 
-
-def describe(bias: Expr | None, causal: int | None) -> str:
-    """Return a short text for tables, e.g. ``causal, bias [b 1 1 t]``."""
-    said = [] if causal is None else ["causal" if causal == 0 else f"causal, {causal} ahead"]
-    if bias is not None:
-        said.append(f"{'mask' if bias.word == 'where' else 'bias'}{_axes(bias)}")
-    return ", ".join(said) or "none"
+ALWAYS = "always"
 
 
-def _axes(bias: Expr) -> str:
-    if bias.shape is None:
-        return ""
-    axes = ["1" if length == 1 else letter for letter, length in zip("bhst", bias.shape, strict=True)]
-    return f" [{' '.join(axes)}]"
+@dataclass(frozen=True, kw_only=True)
+class NoMask:
+    """Every query sees every key."""
+
+    holds: str = ALWAYS
+
+    def __str__(self) -> str:
+        return "none"
 
 
-def causal_offset(keep: Expr, axes: layout.Axes) -> int | None:
-    """Return c if ``keep`` is proved to say "key j is visible to query i if j <= i + c" at every length, else None.
+@dataclass(frozen=True, kw_only=True)
+class Causal:
+    """Key j is visible to query i if j <= i + offset.
 
-    Args:
-        keep: true where a key is visible.
-        axes: the layout of the scores that it broadcasts against.
+    Attributes:
+        offset: a number, or a length of the graph such as that of the past.
+        value: the offset as a scalar integer tensor.
+        holds: "always", or the only lengths at which it was seen.
     """
-    if keep.word == "not" and keep.args[0].word in ("le", "lt"):
-        less = keep.args[0]  # not (x < y) is y <= x
-        first, second, strict = less.args[1], less.args[0], less.word == "le"
-    elif keep.word in ("le", "lt"):
-        first, second, strict = *keep.args, keep.word == "lt"
-    else:
-        return _folded_offset(keep, axes)
-    j, i = _position(first, axes), _position(second, axes)
-    if j is None or i is None or (j[0], i[0]) != ("t", "s"):
-        return None
-    return i[1] - j[1] - int(strict)
+
+    offset: Dim
+    value: Expr = field(compare=False)
+    holds: str = ALWAYS
+
+    def __str__(self) -> str:
+        return f"causal{_where(self)}"
 
 
-def _position(expr: Expr, axes: layout.Axes) -> tuple[str, int] | None:
-    """Return (axis, c) if a tensor counts 0, 1, 2, … along one axis of the scores, plus c."""
-    have, offset = layout.aligned(expr, axes), 0
-    while have is not None:
-        inner = layout.back(expr, have)
-        if inner is not None:
-            expr, have = inner
-        elif expr.word == "cast":
-            expr = expr.args[0]
-        elif expr.word in ("add", "sub") and expr.args[1].number() is not None:
-            offset += int(expr.args[1].number() or 0) * (1 if expr.word == "add" else -1)
-            expr = expr.args[0]
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Key j is visible to query i if i + offset - left <= j <= i + offset + right.
+
+    Attributes:
+        left, right: how many keys before and after; right None: any number.
+        offset: where the window stands beside its query.
+        holds: "always", or the only lengths at which it was seen.
+    """
+
+    left: Dim
+    right: Dim | None
+    offset: Dim = 0
+    holds: str = ALWAYS
+
+    def __str__(self) -> str:
+        if self.right is None:
+            said = f"no key more than {self.left} back"
+        elif self.right == 0:
+            said = f"window {self.left + 1} causal"
         else:
-            break
-    if have is None or expr.word != "range" or len(have) != 1 or len(have[0]) != 1:
-        return None
-    start, step = expr.args[0].number(), expr.args[2].number()
-    return (have[0][0].letter, offset + int(start)) if start is not None and step == 1 else None
+            said = f"window {self.left} back, {self.right} ahead"
+        return said + _where(self)
 
 
-def _folded_offset(keep: Expr, axes: layout.Axes) -> int | None:
-    """Read a mask that was folded to a constant; the scores then have that fixed length, so the proof holds."""
-    have = layout.aligned(keep, axes)
-    if keep.known is None or keep.known.dtype != bool or have is None or [a[0].letter for a in have if a] != ["s", "t"]:
-        return None
-    s, t = keep.known.shape[-2:]
-    square = keep.known.reshape(s, t)
-    return next((c for c in (0, t - s) if c >= 0 and np.array_equal(square, np.tri(s, t, c, dtype=bool))), None)
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Key j of a sequence is visible to all of its queries or to none, as padding is.
+
+    Attributes:
+        valid: bool [b t], true where the key is visible; an axis may have length 1.
+    """
+
+    valid: Expr = field(compare=False)
+    holds: str = ALWAYS
+
+    def __str__(self) -> str:
+        return "keys (padding)"
 
 
-def fill_number(expr: Expr) -> float | None:
-    """Return the one number that a fill consists of."""
-    while expr.word in ("expand", "reshape", "unsqueeze") and expr.number() is None:
-        expr = expr.args[0]
-    if expr.known is not None and expr.known.dtype != object and expr.known.size > 1:
-        return float(expr.known.flat[0]) if (expr.known == expr.known.flat[0]).all() else None
-    return expr.number()
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """A key is visible where a tensor says so that is not understood further.
+
+    Attributes:
+        keep: bool, broadcasts to [b h s t].
+    """
+
+    keep: Expr = field(compare=False)
+    holds: str = ALWAYS
+
+    def __str__(self) -> str:
+        return f"mask{_axes(self.keep)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bias:
+    """A tensor is added to the scores that is not understood further.
+
+    Attributes:
+        value: broadcasts to [b h s t].
+    """
+
+    value: Expr = field(compare=False)
+    holds: str = ALWAYS
+
+    def __str__(self) -> str:
+        return f"bias{_axes(self.value)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class All:
+    """Every part must let a key through."""
+
+    parts: Sequence[Mask]
+
+    @property
+    def holds(self) -> str:
+        """What holds for all parts: "always", or where the first part that does not was seen."""
+        return next((part.holds for part in self.parts if part.holds != ALWAYS), ALWAYS)
+
+    def __str__(self) -> str:
+        return ", ".join(dict.fromkeys(str(part) for part in self.parts))
+
+
+Mask = NoMask | Causal | Window | Keys | Keep | Bias | All
+_ORDER = (Causal, Window, Keys, Keep, Bias)
+
+
+def together(parts: Iterable[Mask]) -> Mask:
+    """Return one mask for several that hold at once: a causal one and a limit backwards become a window."""
+    left = sorted(_distinct(parts), key=lambda part: _ORDER.index(type(part)))
+    ahead = [p for p in left if isinstance(p, Causal)]
+    back = [p for p in left if isinstance(p, Window) and p.right is None]
+    if ahead and back:
+        left.remove(ahead[0])
+        left.remove(back[0])
+        left.insert(0, _window(ahead[0], back[0]))
+    if len(left) == 1:
+        return left[0]
+    return All(parts=tuple(left)) if left else NoMask()
+
+
+def _distinct(parts: Iterable[Mask]) -> Iterator[Mask]:
+    """Leave out what says no more than a part before it."""
+    found: list[Mask] = []
+    for part in parts:
+        if part not in found or not isinstance(part, Causal | Window):
+            found.append(part)
+            yield part
+
+
+def _window(ahead: Causal, back: Window) -> Window:
+    """Return j <= i + ahead and j >= i - back as one window around the query, or around what the offset says."""
+    holds = next((p.holds for p in (ahead, back) if p.holds != ALWAYS), ALWAYS)
+    right = ahead.offset
+    if isinstance(right, int) and right >= 0 and isinstance(back.left, int) and back.left >= 0:
+        return Window(left=back.left, right=right, holds=holds)
+    return Window(left=back.left + right, right=0, offset=right, holds=holds)
+
+
+def _where(mask: Causal | Window) -> str:
+    """Return what else is to be said of a mask, e.g. " (offset past)"."""
+    said = [f"offset {mask.offset}"] * (mask.offset != 0) + [mask.holds] * (mask.holds != ALWAYS)
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _axes(x: Expr) -> str:
+    """Return which axes a tensor spans, e.g. " [b 1 s t]"."""
+    if x.shape is None or len(x.shape) > 4:
+        return ""
+    letters = "bhst"[4 - len(x.shape) :]
+    return f" [{' '.join('1' if n == 1 else letter for letter, n in zip(letters, x.shape, strict=True))}]"

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from patterns import mask
+from patterns.fills import NEGLIGIBLE
+from patterns.masking import Masking
 from patterns.site import Unreadable
+from patterns.visible import fill_number, parts, to_frame
+from patterns.weighted import weighted
 from rewriter import layout
 from rewriter.report import Step
 from runtime_ops import interpret
-from runtime_ops.words import Expr, const, make
-
-LOWEST = float(np.finfo(np.float32).min)
-NEGLIGIBLE = -1e4  # a fill at or below this leaves a masked key no weight beside any visible one
+from runtime_ops.words import Expr, make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +29,7 @@ class Scores:
         q, k: the factors of the product with their layouts (contraction axis ``d``).
         scale: factor inside the soft cap, or of the product if there is none.
         cap: None, or the factor that multiplies tanh.
-        causal: None, or c where key j is hidden from query i unless j <= i + c; not in ``bias`` then.
-        hidden: the same as a bias of 0 and -inf, for what needs it as one.
-        bias: what is added, arranged to the frame; None if nothing is.
+        masking: what is added, masks included.
         steps: the peels, outermost first.
     """
 
@@ -41,9 +37,7 @@ class Scores:
     k: tuple[Expr, layout.Axes]
     scale: float = 1.0
     cap: float | None = None
-    causal: int | None = None
-    hidden: Expr | None = None
-    bias: Expr | None = None
+    masking: Masking = field(default_factory=Masking)
     steps: tuple[Step, ...] = ()
 
     def said(self, expr: Expr, met: str, meaning: str) -> Scores:
@@ -139,22 +133,20 @@ def _lead(x: Expr, axes: layout.Axes) -> layout.Axes:
     return () if inner is None else inner[:-2]
 
 
-def _times(scores: Scores, factor: float, frame: Frame) -> Scores:
+def _times(scores: Scores, factor: float) -> Scores:
     """Return ``scores`` multiplied by a number."""
-    bias = scores.bias
-    if bias is not None and factor != 1.0:
-        bias = make("mul", bias, const(factor, bias.dtype))
+    masking = scores.masking.scaled(factor)
     if scores.cap is not None:
-        return dataclasses.replace(scores, cap=scores.cap * factor, bias=bias)
-    return dataclasses.replace(scores, scale=scores.scale * factor, bias=bias)
+        return dataclasses.replace(scores, cap=scores.cap * factor, masking=masking)
+    return dataclasses.replace(scores, scale=scores.scale * factor, masking=masking)
 
 
 def _scaled(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     found = layout.scalar_factor(expr)
     if found is None:
-        raise Unreadable("the scores are multiplied by something that is not a known number", expr)
+        return weighted(expr, axes, frame, peel)
     inner, factor = found
-    return _times(peel(inner, axes, frame), factor, frame).said(expr, expr.word, f"scale × {factor:.6g}")
+    return _times(peel(inner, axes, frame), factor).said(expr, expr.word, f"scale × {factor:.6g}")
 
 
 def _added(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
@@ -177,36 +169,16 @@ def _with_bias(scores: Scores, expr: Expr, bias: Expr, axes: layout.Axes, frame:
     number = bias.number()
     if number == 0.0:
         return scores.said(expr, expr.word, "adds zero")
-    term = to_frame(bias, axes, frame)
-    if expr.word == "sub":
-        term = make("neg", term)
-    total = term if scores.bias is None else make("add", *_one_type(scores.bias, term))
+    term = make("neg", bias) if expr.word == "sub" else bias
+    scores = dataclasses.replace(scores, masking=scores.masking.added(term, axes, frame.scores))
     shape = [str(d) for d in bias.shape or ()]
-    scores = dataclasses.replace(scores, bias=total)
     return scores.said(expr, expr.word, f"bias [{' '.join(shape)}] from {place(bias)}")
-
-
-def to_frame(x: Expr, axes: layout.Axes, frame: Frame) -> Expr:
-    """Return a tensor that broadcasts against the scores arranged to broadcast against [b h s t]."""
-    inner = layout.aligned(x, axes)
-    arranged = None if inner is None else layout.arrange(x, inner, frame.scores)
-    if arranged is None:
-        raise Unreadable("the shape of a bias or mask cannot be brought to [b h s t]", x)
-    return arranged
-
-
-def _one_type(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-    """Return both in float32 if their types differ, so that they can be added."""
-    if a.dtype == b.dtype:
-        return a, b
-    wide = np.dtype(np.float32)
-    return tuple(x if x.dtype == wide else make("cast", x, to=wide) for x in (a, b))  # type: ignore[return-value]
 
 
 def _where(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     keep, yes, no = expr.args
     for inner, fill, kept in ((yes, no, True), (no, yes, False)):
-        number = mask.fill_number(fill)
+        number = fill_number(fill)
         if number is None or inner.shape is None or len(inner.shape) != len(axes):
             continue
         if number > NEGLIGIBLE:
@@ -215,40 +187,15 @@ def _where(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
                 expr,
             )
         scores = peel(inner, axes, frame)
-        offset = mask.causal_offset(keep, axes) if kept else None
-        # A hidden key must have no weight at all: by -inf, or by any fill where no row is hidden whole.
-        if offset is not None and (number == -np.inf or (expr is frame.top and scores.bias is None and offset >= 0)):
-            as_bias = _masked(to_frame(keep, axes, frame), None, -np.inf, kept)
-            scores = dataclasses.replace(scores, causal=offset, hidden=as_bias)
-            return scores.said(expr, "where", f"causal, {offset} ahead")
-        scores, hidden = _without_causal(scores), to_frame(keep, axes, frame)
-        bias = _masked(hidden, scores.bias, number, kept)
-        scores = dataclasses.replace(scores, bias=bias)
+        test, found = to_frame(keep, axes, frame.scores), parts(keep, axes, frame.scores, kept)
+        scores = dataclasses.replace(scores, masking=scores.masking.replaced(test, kept, found, number))
         return scores.said(expr, "where", f"{'keeps' if kept else 'drops'} where {place(keep)}, fill {number:g}")
     raise Unreadable("a where whose fill is not a known number stands above the product", expr)
 
 
-def _without_causal(scores: Scores) -> Scores:
-    """Return scores whose causal mask is part of the bias: what follows turns -inf into something else."""
-    if scores.hidden is None:
-        return scores
-    bias = scores.hidden if scores.bias is None else make("add", *_one_type(scores.bias, scores.hidden))
-    return dataclasses.replace(scores, causal=None, hidden=None, bias=bias)
-
-
-def _masked(mask: Expr, inner: Expr | None, fill: float, kept: bool) -> Expr:
-    """Return the bias that gives every masked key ``fill`` instead of its score."""
-    # A finite fill replaces the score. Added to it, only the lowest float32 swallows every score, so that a row
-    # in which all is masked averages uniformly, as it does in the original.
-    number = LOWEST if inner is None and np.isfinite(fill) else fill
-    base = const(0.0) if inner is None else _one_type(inner, const(0.0))[0]
-    hidden = const(number)
-    return make("where", mask, base, hidden) if kept else make("where", mask, hidden, base)
-
-
 def _tanh(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
-    scores = _without_causal(peel(expr.args[0], axes, frame))
-    if scores.bias is not None or scores.cap is not None:
+    scores = peel(expr.args[0], axes, frame)
+    if scores.masking.said or scores.cap is not None:
         raise Unreadable("a tanh is taken of scores that already have a bias or a soft cap", expr)
     return dataclasses.replace(scores, cap=1.0).said(expr, "tanh", "soft cap")
 
@@ -264,6 +211,9 @@ def _view(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     if inner is None:
         raise Unreadable(f"a {expr.word} of the scores cannot be followed from {layout.text(axes)}", expr)
     refine(inner[1], frame)
+    batch = tuple(a for axis in inner[1] for a in axis if a.letter == "b")
+    if frame.h and len(frame.b) == 1 and len(batch) > 1:  # images and windows, beside the heads
+        raise Finer(batch, frame.h, ())
     scores = peel(*inner, frame)
     return scores.said(expr, expr.word, f"{layout.text(inner[1])} → {layout.text(axes)}")
 
@@ -274,10 +224,8 @@ def _clamped(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     inner, floor = (x, y.number()) if y.number() is not None else (y, x.number())
     if floor is None or floor > NEGLIGIBLE:
         raise Unreadable("the scores are clamped from below at a number that leaves weight", expr)
-    scores = _without_causal(peel(inner, axes, frame))
-    if scores.bias is not None:
-        bias = make("max", scores.bias, const(floor, scores.bias.dtype))
-        scores = dataclasses.replace(scores, bias=bias)
+    scores = peel(inner, axes, frame)
+    scores = dataclasses.replace(scores, masking=scores.masking.clamped(floor))
     return scores.said(expr, "max", f"mask clamped at {floor:g}")
 
 

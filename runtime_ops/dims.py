@@ -114,6 +114,17 @@ def _without(monomial: Monomial, factor: Monomial) -> Monomial | None:
     return tuple(rest)
 
 
+def declared(name: str) -> Dim:
+    """Return the length that a model calls ``name``: "past + length" is a sum, and equal to that sum elsewhere."""
+    total: Dim = 0
+    for term in name.split("+"):
+        factors = [factor.strip() for factor in term.split("*")]
+        if not all(factor.isidentifier() or factor.isdecimal() for factor in factors):
+            return Sym.named(name)
+        total = total + product(int(f) if f.isdecimal() else Sym.named(f) for f in factors)
+    return total
+
+
 def vague(dim: Dim) -> bool:
     """Return whether a length is a placeholder: made up here ("?") or by ONNX's own shape inference ("unk__")."""
     return isinstance(dim, Sym) and any(n[:1] == "?" or n[:5] == "unk__" or "(" in n for m, _ in dim.terms for n in m)

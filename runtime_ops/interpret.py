@@ -182,13 +182,19 @@ def _golden_node(node: Expr, leaves: Mapping[Any, Array], done: Mapping[int, Arr
         return widen(np.asarray(leaves[node.handle]))
     if node.word == "input":
         return widen(np.asarray(leaves[node.attrs["name"]]))
-    if node.word == "const" and node.known is not None:
-        return widen(node.known)
-    if node.word == "const" and node.known is None:
-        return widen(np.asarray(node.handle.const_value.numpy()))
+    value = constant(node)
+    if value is not None:
+        return widen(value)
     if node.word not in _GOLDEN:
         raise KeyError(f"{node.word} {node.handle} has no value here")
     return np.asarray(_GOLDEN[node.word]([done[id(a)] for a in node.args], node.attrs))
+
+
+def constant(node: Expr) -> Array | None:
+    """Return the value of a constant, however large; None for any other word."""
+    if node.word != "const":
+        return None
+    return node.known if node.known is not None else np.asarray(node.handle.const_value.numpy())
 
 
 def has_handle(expr: Expr) -> bool:

@@ -11,7 +11,7 @@ from patterns.site import AttentionSite
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
-from runtime_ops.words import Expr, const, make
+from runtime_ops.words import Expr, make, reshape
 
 _OP = OPS["TopKAttention"]
 
@@ -37,9 +37,10 @@ def call(site: AttentionSite, k: int) -> Plan:
         "k": _typed(site.k.arranged((frame["b"], frame["g"], frame["t"], d)), dtype),
         "v": _typed(site.v.arranged((frame["b"], frame["g"], frame["t"], e)), dtype),
         "bias": site.bias,
+        "key_mask": site.keys,
     }
-    if site.causal:
-        inputs["past_length"] = const([site.causal])
+    if site.causal is not None and site.causal.offset != 0:
+        inputs["past_length"] = reshape(site.causal.value, [1])
     attrs = {"k": k, "scale": site.scale, "causal": int(site.causal is not None), "softcap": site.softcap or 0.0}
     result = _OP.call(inputs, attrs)
     back = layout.arrange(result, (frame["b"], frame["h"], frame["s"], e), site.out.axes)
@@ -47,7 +48,7 @@ def call(site: AttentionSite, k: int) -> Plan:
     out = site.out.value
     if out.dtype is not None and out.dtype != dtype:
         back = make("cast", back, to=out.dtype)
-    return Plan(values={out.handle: back})
+    return Plan(values={out.handle: back, **site.beside})
 
 
 def _common_type(site: AttentionSite) -> np.dtype[Any]:

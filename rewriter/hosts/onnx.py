@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts import onnx_opaque, onnx_read
+from rewriter.hosts.base import Graphs, Unfit
 from rewriter.hosts.onnx_activation import ACTIVATIONS
-from rewriter.hosts.onnx_fused import FUSED, Unfit
+from rewriter.hosts.onnx_fused import FUSED
+from rewriter.hosts.onnx_quantised import QUANTISED
+from rewriter.hosts.onnx_rotary import ROTARY
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
+from runtime_ops.dims import declared as declared_length
 from runtime_ops.words import WORDS, Expr, symbol
 
+_SPELLED = {**FUSED, **ACTIVATIONS, **QUANTISED, **ROTARY}  # operators that say several words at once
 _KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
 
 
-class OnnxGraphs:
+class OnnxGraphs(Graphs):
     """Every graph of a model (main, functions, bodies of If and Loop) read into expressions.
 
     Attributes:
         model: the model that was read.
-        exprs: expression of every value.
-        users: expressions that take an expression as argument, by its id.
-        outputs: ids of the expressions that leave a graph.
     """
 
     @quiet_gc
     def __init__(self, model: ir.Model) -> None:
+        super().__init__()
         self.model = model
-        self.exprs: dict[ir.Value, Expr] = {}
-        self.users: dict[int, list[Expr]] = {}
-        self.outputs: set[int] = set()
-        self._linked: dict[int, Expr] = {}
-        self._at: ir.Node | None = None
-        self._home: dict[int, ir.Node | None] = {}
+        self._made: dict[ir.Value, Expr] = {}
         self._owners: dict[ir.Graph, ir.Graph | ir.Function] = {}
         model.graph.sort()  # some tools write nodes before what they read
         self._read(model.graph, model.graph)
@@ -94,14 +92,16 @@ class OnnxGraphs:
             read, why = [], str(reason)
         self._at = node
         for i, value in enumerate(node.outputs):
-            self._bind(value, read[i] if i < len(read) else _opaque(node, args, value, i, why))
+            expr = read[i] if i < len(read) else _opaque(node, args, value, i, why)
+            self._made[value] = expr
+            self._bind(value, expr)
 
     def _words(self, node: ir.Node, args: Sequence[Expr | None], opset: int) -> Sequence[Expr]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if node.op_type == "Constant" and not domain:
             return [_constant(node)]
         key = (domain, node.op_type)
-        row = FUSED.get(key) or ACTIVATIONS.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
+        row = _SPELLED.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
         if row is None or any(a is None for a in args[: _needed(node.op_type)]):
             return []
         try:
@@ -117,38 +117,27 @@ class OnnxGraphs:
         self._link(expr)
         return expr
 
-    def _link(self, expr: Expr) -> None:
-        stack = [expr]
-        while stack:
-            node = stack.pop()
-            if id(node) in self._linked:
-                continue
-            self._linked[id(node)] = node
-            self._home[id(node)] = self._at
-            for arg in node.args:
-                self.users.setdefault(id(arg), []).append(node)
-                stack.append(arg)
+    def title(self, node: ir.Node) -> str:
+        """Return a node's name, or that of its first output."""
+        return node.name or node.outputs[0].name or ""
 
-    def readers(self, expr: Expr) -> list[Expr]:
-        """Return what uses the elements of ``expr``; uses of its shape alone do not count."""
-        return [user for user in self.users.get(id(expr), []) if user.word != "dim"]
+    def inputs(self) -> list[Expr]:
+        """Return the inputs of the main graph that have no default."""
+        graph = self.model.graph
+        return [self.exprs[value] for value in graph.inputs if value.name not in graph.initializers]
 
-    def exprs_of(self, word: str) -> Iterator[Expr]:
-        """Yield the expressions that say ``word``, in the order of the graph."""
-        return (expr for expr in self._linked.values() if expr.word == word)
+    def survivor(self, node: ir.Node) -> str | None:
+        """Return the name of a node that still reads ``node``, None if that was removed."""
+        if node.graph is None:
+            return None
+        return next((use.node.name or "" for output in node.outputs for use in output.uses()), "an output")
 
-    def node_name(self, expr: Expr) -> str:
-        """Return the name of the node that ``expr`` was read from, or of its output if it has none."""
-        node = self.node(expr)
-        return str((node and (node.name or node.outputs[0].name)) or getattr(expr.handle, "name", None) or expr.word)
-
-    def node(self, expr: Expr) -> ir.Node | None:
-        """Return the node that ``expr`` was read from."""
-        return self._home.get(id(expr))
-
-    def names(self) -> Iterator[str]:
-        """Yield the names of all nodes."""
-        return (node.name or "" for node in dict.fromkeys(self._home.values()) if node is not None)
+    def beside(self, expr: Expr) -> dict[ir.Value, Expr | None]:
+        """Return the other outputs in use of the node that gives ``expr``: how they are made, None if not in words."""
+        producer = expr.handle.producer() if isinstance(expr.handle, ir.Value) else None
+        used = [v for v in producer.outputs if v.uses() or v.is_graph_output()] if producer is not None else []
+        others = {v: self._made[v] for v in used if v is not expr.handle}
+        return {v: None if made.word == "opaque" and made.handle is v else made for v, made in others.items()}
 
 
 def _needed(op: str) -> int:
@@ -166,7 +155,7 @@ def declared(value: ir.Value) -> tuple[Dim, ...] | None:
 def _declared_dim(value: ir.Value, axis: int, length: int | ir.SymbolicDim) -> Dim:
     if isinstance(length, int):
         return length
-    return Sym.named(length.value or f"?{value.name}.{axis}")
+    return declared_length(length.value) if length.value else Sym.named(f"?{value.name}.{axis}")
 
 
 def element(value: ir.Value) -> np.dtype[Any] | None:
@@ -213,5 +202,5 @@ def _constant(node: ir.Node) -> Expr:
 def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int, why: str | None) -> Expr:
     shape = onnx_opaque.opaque_shape(node, args, index)
     given = tuple(a for a in args if a is not None)
-    dtype = element(value) or (onnx_opaque.opaque_type(node, args) if index == 0 else None)
+    dtype = element(value) or onnx_opaque.opaque_type(node, args, index)
     return Expr("opaque", given, {"op": node.op_type, "why": why}, _refine(shape, value), dtype, None, value)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts.onnx_conv import conv
 from rewriter.hosts.onnx_product import einsum, gemm, integer_product, quotient
 from rewriter.hosts.onnx_row import Args, Row, attr, numpy_type
 from runtime_ops.dims import product
-from runtime_ops.words import Expr, const, make
+from runtime_ops.words import Expr, const, dim, make
 
 
 def _word(word: str, swap: bool = False) -> Row:
@@ -147,6 +148,14 @@ def _gather(node: ir.Node, args: Args, opset: int) -> Expr:
     return make("gather", *args, axis=attr(node, "axis", 0))  # type: ignore[arg-type]
 
 
+def _gather_nd(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read a GatherND that indexes the first axis alone."""
+    index = args[1]
+    if index is None or not index.shape or index.shape[-1] != 1 or attr(node, "batch_dims", 0):
+        return None
+    return make("gather", args[0], make("squeeze", index, axes=(len(index.shape) - 1,)), axis=0)  # type: ignore[arg-type]
+
+
 def _gather_elements(node: ir.Node, args: Args, opset: int) -> Expr | None:
     x, axis = args[0], attr(node, "axis", 0)
     last = x is not None and x.rank is not None and axis in (-1, x.rank - 1)
@@ -190,9 +199,32 @@ def _reduce(word: str) -> Row:
     return read
 
 
+def _length_of(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read ReduceL2 as the square root of a sum of squares."""
+    square = make("mul", args[0], args[0])  # type: ignore[arg-type]
+    total = _reduce("sum")(node, (square, *args[1:]), opset)
+    return make("sqrt", total) if isinstance(total, Expr) else None
+
+
 def _reciprocal(node: ir.Node, args: Args, opset: int) -> Expr:
     x = args[0]
     return make("div", const(1.0, None if x is None else x.dtype), x)  # type: ignore[arg-type]
+
+
+def _abs(node: ir.Node, args: Args, opset: int) -> Expr:
+    return make("max", args[0], make("neg", args[0]))  # type: ignore[arg-type]
+
+
+def _trilu(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read Trilu as a choice by the positions of rows and columns: it keeps j >= i + k, or j <= i + k."""
+    x, k = args[0], args[1] if len(args) > 1 and args[1] is not None else const(0)
+    if x is None or x.shape is None or len(x.shape) < 2 or x.dtype is None:
+        return None
+    lengths = (make("squeeze", dim(x, axis), axes=(0,)) for axis in (len(x.shape) - 2, len(x.shape) - 1))
+    rows, columns = (make("range", const(0), length, const(1)) for length in lengths)
+    edge = make("add", make("unsqueeze", rows, axes=(1,)), k)
+    kept = make("le", edge, columns) if attr(node, "upper", 1) else make("le", columns, edge)
+    return make("where", kept, x, const(0, x.dtype))
 
 
 def _is_nan(node: ir.Node, args: Args, opset: int) -> Expr:
@@ -228,16 +260,21 @@ READ: dict[str, Row] = {
     "Split": _split,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     "ConstantOfShape": _constant_of_shape,
     "Cast": _cast,
     "Softmax": _softmax,
     "ReduceSum": _reduce("sum"),
     "ReduceMean": _reduce("mean"),
     "ReduceMax": _reduce("amax"),
+    "ReduceL2": _length_of,
     "Gemm": gemm,
+    "Conv": conv,
     "MatMulInteger": integer_product,
     "Div": quotient,
     "Einsum": einsum,
     "Reciprocal": _reciprocal,
     "IsNaN": _is_nan,
+    "Abs": _abs,
+    "Trilu": _trilu,
 }

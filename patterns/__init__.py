@@ -4,7 +4,7 @@ The command finds this module through the entry-point group ``graft.patterns``; 
 """
 
 from patterns import attention, feed_forward
-from patterns.rules import exact_attention, topk_attention
+from patterns.rules import combiner_attention, exact_attention, topk_attention
 
 READERS = (attention.read, feed_forward.read)
-RULES = (exact_attention.RULE, topk_attention.RULE)
+RULES = (exact_attention.RULE, topk_attention.RULE, combiner_attention.RULE)

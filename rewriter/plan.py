@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +56,7 @@ class Option:
     required: bool = False
     default: Any = None
     at_least: float | None = None
+    among: Sequence[str] = ()  # the only values allowed; none named: any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,8 @@ class Rule:
             raise GraftError(f"option {name} of rule {self.name} takes {kind}, got '{text}'") from None
         if option.at_least is not None and value < option.at_least:
             raise GraftError(f"option {name} of rule {self.name} must be at least {option.at_least:g}, got {text}")
+        if option.among and value not in option.among:
+            raise GraftError(f"option {name} of rule {self.name} is one of {', '.join(option.among)}, got '{text}'")
         return value
 
     def at_limit(self) -> Rule:

@@ -69,7 +69,10 @@ def _elementwise(args: Sequence[Expr], attrs: Mapping[str, Any]) -> Shape | None
 
 
 def _dims_of(shape: Expr) -> list[Dim] | None:
-    return None if shape.known is None else list(shape.known.reshape(-1))
+    """Return the lengths that a shape tensor holds, numbers as Python's own."""
+    if shape.known is None:
+        return None
+    return [int(d) if isinstance(d, np.integer) else d for d in shape.known.reshape(-1)]
 
 
 def _fresh(expr: Expr, count: int) -> Shape:

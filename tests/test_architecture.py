@@ -35,7 +35,13 @@ TORCH = {
     "runtime_ops/cuda.py": "takes torch tensors; imports torch when first called",
     "runtime_ops/to_torch.py": "the torch interpreter of the alphabet",
     "runtime_ops/torch_ops.py": "makes the torch ops",
-    "runtime_ops/torch_training.py": "their gradients",
+    "runtime_ops/torch_run.py": "who runs them",
+    "runtime_ops/transformers_attention.py": "takes transformers' tensors",
+    "runtime_ops/torch_training.py": "what training takes",
+    "runtime_ops/torch_attention.py": "gradients of attention",
+    "runtime_ops/torch_feed_forward.py": "gradients of feed-forward blocks",
+    "runtime_ops/torch_chunks.py": "cuts attention up",
+    "runtime_ops/torch_select.py": "products with few columns",
 }
 
 LONGEST_FILE, LONGEST_FUNCTION = 300, 40

@@ -59,5 +59,5 @@ def test_takes(id: str, takes: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_variant_is_refused() -> None:
-    with pytest.raises(GraftError, match=r"option variant of rule combiner-attention is one of fixed, .*routing"):
+    with pytest.raises(GraftError, match=r"option variant of rule combiner-attention must be one of fixed, .*routing"):
         rewriter.rules()["combiner-attention"].bound({"variant": "routing"})

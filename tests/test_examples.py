@@ -24,6 +24,11 @@ ROWS = {
             "session: ",
         ),
     ),
+    "train_topk.py": (
+        "gensim",
+        ("--steps", "3", "--length", "40", "--k", "8"),
+        ("loss by step; d: dense, t: top-8", "final loss", "apart"),
+    ),
 }
 
 

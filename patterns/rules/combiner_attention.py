@@ -57,11 +57,11 @@ RULE = Rule(
     on="attention",
     keeps=Keeps.LIMIT,
     options={
-        "variant": Option(kind=str, doc="how keys are split into regions", default="fixed", among=VARIANTS),
+        "variant": Option(kind=str, doc="how keys are split into regions", default="fixed", one_of=VARIANTS),
         "span": Option(kind=int, doc="tokens of a span; 0: about the square root of the length", default=0, at_least=0),
-        "pooling": Option(kind=str, doc="how a region's keys become one", default="mean", among=POOLINGS),
+        "pooling": Option(kind=str, doc="how a region's keys become one", default="mean", one_of=POOLINGS),
         "region_logit": Option(
-            kind=str, doc="counted: a region weighs as many keys as it has", default="counted", among=REGION_LOGITS
+            kind=str, doc="counted: a region weighs as many keys as it has", default="counted", one_of=REGION_LOGITS
         ),
     },
     limit={"variant": "fixed", "span": _WHOLE},

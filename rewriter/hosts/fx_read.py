@@ -16,6 +16,7 @@ from rewriter.hosts import spelled
 from rewriter.hosts.fx_attention import ATTENTION
 from rewriter.hosts.fx_row import Row, as_expr, as_type, many, numpy_type, pair, rank, vector
 from rewriter.hosts.fx_shape import SHAPES
+from runtime_ops import activations
 from runtime_ops.words import Expr, const, make
 
 _FLOAT32 = np.dtype(np.float32)
@@ -291,11 +292,7 @@ def _native_dropout(x: Expr, p: float, train: bool | None) -> list[Any] | None:
 
 
 def _gelu(x: Expr, approximate: str = "none") -> Expr:
-    return spelled.gelu_tanh(x) if approximate == "tanh" else spelled.gelu_erf(x)
-
-
-def _silu(x: Expr, inplace: bool = False) -> Expr:
-    return make("mul", x, make("sigmoid", x))
+    return activations.gelu_tanh(x) if approximate == "tanh" else activations.gelu(x)
 
 
 def _plain_relu(x: Expr, inplace: bool = False) -> Expr:
@@ -363,8 +360,8 @@ READ: dict[str, Row] = {
     "native_dropout": _native_dropout,
     "relu": _plain_relu,
     "gelu": _gelu,
-    "silu": _silu,
-    "mish": lambda x, inplace=False: spelled.mish(x),
+    "silu": lambda x, inplace=False: activations.silu(x),
+    "mish": lambda x, inplace=False: activations.mish(x),
     "softplus": lambda x, beta=1, threshold=20: spelled.softplus(x) if beta == 1 else None,
     **ATTENTION,
 }  # fmt: skip

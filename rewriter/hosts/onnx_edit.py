@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.hosts.onnx_weights import Weights
 from rewriter.plan import Plan
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.bodies import Bodies
@@ -25,6 +26,7 @@ def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
     bodies = Bodies({(name, overload) for domain, name, overload in model.functions if domain == DOMAIN})
     stem = _free_stem(graphs.names())
     replaced: dict[ir.Value, ir.Value] = {}  # what a later site reads of an earlier one's results
+    weights = Weights(model.graph, stem)
     for site, plan in plans.items():
         writers: dict[ir.Node | None, Writer] = {}  # one per node, whose outputs share what they are made of
         for i, (value, expr) in enumerate(plan.values.items()):
@@ -32,7 +34,7 @@ def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
             prefix = f"{stem}_{site}_{i}_" if i else f"{stem}_{site}_"
             writer = writers.setdefault(value.producer(), Writer(opset, replaced, prefix, bodies))
             written = len(writer.nodes)
-            new = writer.value(expr)
+            new = writer.value(expr if isinstance(owner, ir.Function) else weights.folded(expr))
             if new.producer() not in writer.nodes:  # a value of the model keeps its own name
                 new = writer.op("Identity", new)
             _replace(value, new, writer.nodes[written:])

@@ -36,7 +36,7 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
     names = MIXTURE if variant == "mixture" else (variant,)
     results = [logsparse(tokens) if name == "logsparse" else _on_grid(tokens, name, attrs["span"]) for name in names]
     mean = results[0] if len(results) == 1 else make("mul", make("add", *results), const(1 / len(results)))
-    return reshape(mean, [dim(tokens.keep, 0), dim(q, 1), dim(q, 2), dim(v, 3)])
+    return reshape(mean, [dim(tokens.keep, 0), dim(q, 1), -1, dim(v, 3)])
 
 
 def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, Any]) -> Grid:
@@ -50,7 +50,7 @@ def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, An
     # a mask whose type is not known to the caller would leave that of everything made from it open
     visible = const(True) if mask is None else make("cast", mask, to=np.dtype(np.bool_))
     keep = make("expand", visible, make("concat", b, t, axis=0))
-    split = reshape(make("mul", q, factor), [dim(q, 0), dim(k, 1), group, t, dim(q, 3)])
+    split = reshape(make("mul", q, factor), [dim(q, 0), dim(k, 1), group, -1, dim(q, 3)])
     return Grid(
         q=make("unsqueeze", split, axes=(3,)),
         k=make("unsqueeze", k, axes=(2, 3)),

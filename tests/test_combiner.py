@@ -81,6 +81,42 @@ def test_hidden_keys_may_be_anything() -> None:
         np.testing.assert_array_equal(kernels.run_combiner_attention(**arrays, **attrs), expected)
 
 
+@needs_library
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_threads_change_nothing(variant: str) -> None:
+    arrays = made(5, 61, h=5, d=16)
+    one, three = (kernels.run_combiner_attention(**arrays, variant=variant, threads=n) for n in (1, 3))
+    np.testing.assert_array_equal(one, three)
+
+
+Q = np.zeros((2, 4, 7, 8), np.float32)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"q": Q[0]}, "ranks 3, 4 and 4; allowed is 4"),
+    "length": ({"k": Q[:, :, :5]}, r"k got shape \[2 4 5 8\], allowed \[b g t d\] = \[2 4 7 8\]"),
+    "width": ({"k": Q[..., :5]}, r"k got shape \[2 4 7 5\]"),
+    "batch": ({"v": np.zeros((3, 4, 7, 8), np.float32)}, r"v got shape \[3 4 7 8\]"),
+    "heads": ({"k": Q[:, :3], "v": Q[:, :3]}, "heads got 4 and 3, allowed h a multiple of g"),
+    "type": ({"v": Q.astype(np.float16)}, "v got element type 10, allowed the type of q, 1"),
+    "mask-type": ({"key_mask": np.zeros((2, 7), np.float32)}, "key_mask got element type 1, allowed 9"),
+    "mask-shape": ({"key_mask": np.zeros((2, 6), bool)}, r"key_mask got shape \[2 6\], allowed \[b t\] = \[2 7\]"),
+    "variant": ({"variant": "routing"}, "variant got routing, allowed fixed, axial-vertical"),
+    "pooling": ({"pooling": "sum"}, "pooling got sum, allowed max, mean"),
+    "region_logit": ({"region_logit": ""}, "region_logit got , allowed paper, counted"),
+    "span": ({"span": -1}, "span got -1, allowed 0"),
+    "causal": ({"causal": 2}, "causal got 2, allowed 0 or 1"),
+    "scale": ({"scale": float("nan")}, "scale got nan, allowed a finite number"),
+    "isa": ({"isa": "mmx"}, "isa got mmx, allowed scalar, avx2"),
+}
+
+
+@needs_library
+@pytest.mark.parametrize("name", REFUSED)
+def test_kernels_say_what_is_allowed(name: str) -> None:
+    wrong, sentence = REFUSED[name]
+    with pytest.raises(kernels.LibraryError, match=sentence):
+        kernels.run_combiner_attention(**({"q": Q, "k": Q, "v": Q} | wrong))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients(variant: str) -> None:
     torch = pytest.importorskip("torch")

@@ -1,10 +1,10 @@
 """Combiner attention beside the fastest exact operators of ONNX Runtime, over the length of the sequence.
 
-Every graph takes q, k, v as [b s h*d], as projections leave them, and returns that layout. Exact attention is the
-baseline: MultiHeadAttention where every query sees every key, the faster of it and GroupQueryAttention where not.
-Times are medians of rounds in which all candidates run one after the other in one process; `slope` is that of the
-logarithm of the time over that of the length. Peak memory is measured in a process per candidate, arena off, output
-included. Run `python benchmarks/combiner.py --help`.
+Every graph takes q, k, v as [b s h*d], as projections leave them, and returns that layout; `heads first` is the
+operator alone on [b h s d]. Exact attention is the baseline: MultiHeadAttention where every query sees every key, the
+faster of it and GroupQueryAttention where not. Times are medians of rounds in which all candidates run one after the
+other in one process; `slope` is that of the logarithm of the time over that of the length. Peak memory is measured in
+a process per candidate, arena off, output included. Run `python benchmarks/combiner.py --help`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ import onnxruntime
 from attention import Candidate, peak_of, runner
 from attention_graphs import Graph, Problem, group_query, multi_head
 
+FAST = ("fixed", "logsparse")  # also as the operator alone on [b h s d]
 VARIANTS = ("fixed", "logsparse", "axial-vertical", "axial-horizontal", "axial-row-major", "mixture")
 
 
-def combiner(p: Problem, variant: str, causal: int) -> Any:
-    """CombinerAttention in the form for weights that were not trained with it."""
+def combiner(p: Problem, variant: str, causal: int, heads_first: bool = False) -> Any:
+    """CombinerAttention as weights that were not trained with it need it; with reshapes, unless heads come first."""
     g = Graph(p)
+    q, k, v = "qkv" if heads_first else tuple(map(g.split, "qkv"))
     form = {"variant": variant, "causal": causal, "pooling": "mean", "region_logit": "counted"}
-    return g.model(g.merge(g.add("CombinerAttention", *map(g.split, "qkv"), domain="ai.graft", **form)))
+    out = g.add("CombinerAttention", q, k, v, domain="ai.graft", **form)
+    return g.model(out if heads_first else g.merge(out), heads_first)
 
 
 def candidates() -> list[Candidate]:
@@ -45,9 +49,13 @@ def candidates() -> list[Candidate]:
     ]
     for kind, causal in (("exact", 0), ("causal", 1)):
         for variant in VARIANTS:
-            name = f"{variant}{' causal' if causal else ''}"
-            build = lambda p, variant=variant, causal=causal: combiner(p, variant, causal)  # noqa: E731
-            found.append(Candidate(name=name, kind=kind, build=build))
+            for first in (False, True) if variant in FAST else (False,):
+                name = f"{variant}{' causal' * causal}{', heads first' * first}"
+                found.append(
+                    Candidate(
+                        name=name, kind=kind, build=partial(combiner, variant=variant, causal=causal, heads_first=first)
+                    )
+                )
     return found
 
 

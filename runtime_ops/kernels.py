@@ -89,6 +89,19 @@ def kernels() -> list[dict[str, Any]]:
     return rows
 
 
+def topk_proofs() -> dict[str, int]:
+    """How often 8-bit scores proved a top-k selection in this process, in blocks of query rows.
+
+    `blocks` were scored in 8 bits, `widened` of them needed a second try that lists more keys, `in_fp32` had no
+    proof and were scored in fp32. Results are the same either way; only time differs.
+    """
+    counts = [ctypes.c_int64() for _ in range(3)]
+    function = load().graft_topk_attention_proofs
+    function.restype = None
+    function(*map(ctypes.byref, counts))
+    return dict(zip(("blocks", "widened", "in_fp32"), (count.value for count in counts), strict=True))
+
+
 def run_topk_attention(
     q: Array,
     k: Array,

@@ -112,7 +112,7 @@ def _partly_known(shape: Expr) -> Shape | None:
             if made is None:
                 return None
             known = list(made)
-        dims += known
+        dims += [int(d) if isinstance(d, (int, np.integer)) else d for d in known]
     return None if any(isinstance(d, (int, np.integer)) and d < 1 for d in dims) else tuple(dims)
 
 

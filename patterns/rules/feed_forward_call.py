@@ -26,8 +26,8 @@ def why_not(site: FeedForwardSite, given: Mapping[str, Any]) -> str | None:
         return f"its weights are stored as {site.stored}; the operation takes floats, which would be larger"
     if site.leaks:
         return f"its inner values are also read by {site.leaks[0]}, and the operation does not give them"
-    kind = site.x.value.dtype
-    if kind is not None and (not is_float(kind) or kind == np.float64):
+    kind = _type(site)
+    if not is_float(kind) or kind == np.float64:
         return f"it computes in {kind}; the operation takes float32, float16 and bfloat16"
     if _rows(site.x, site) is None or any(_matrix(w, to, over) is None for w, to, over in _weights(site)):
         return "the lengths of some axes are not known well enough to bring its tensors into the operation's layout"
@@ -36,7 +36,7 @@ def why_not(site: FeedForwardSite, given: Mapping[str, Any]) -> str | None:
 
 def call(site: FeedForwardSite, k: int, select_by: str) -> Plan:
     """Return the plan that computes the site's output by one call."""
-    dtype = site.x.value.dtype or np.dtype(np.float32)
+    dtype = _type(site)
     inputs = {
         "x": _rows(site.x, site),
         "w_in": _matrix(site.w_in, "f", "m"),
@@ -50,8 +50,12 @@ def call(site: FeedForwardSite, k: int, select_by: str) -> Plan:
     result = _OP.call(typed, {"k": k, "activation": site.activation, "select_by": select_by})
     back = layout.arrange(result, (*site.rows, _axis(site.out, "m")), site.out.axes)
     assert back is not None  # the reader made this layout from the same atoms
-    out = site.out.value
-    return Plan(values={out.handle: back if out.dtype in (dtype, None) else make("cast", back, to=out.dtype)})
+    return Plan(values={site.out.value.handle: back})
+
+
+def _type(site: FeedForwardSite) -> np.dtype[Any]:
+    """Return the type that the block computes in: its input may come in another, converted for each product."""
+    return site.out.value.dtype or site.x.value.dtype or np.dtype(np.float32)
 
 
 def _weights(site: FeedForwardSite) -> list[tuple[Operand, str, str]]:
@@ -74,4 +78,5 @@ def _axis(operand: Operand, letter: str) -> Axis:
 
 
 def _typed(expr: Expr, dtype: np.dtype[Any]) -> Expr:
-    return expr if expr.dtype in (dtype, None) else make("cast", expr, to=dtype)
+    # not "in (dtype, None)": numpy takes None for float64
+    return expr if expr.dtype is None or expr.dtype == dtype else make("cast", expr, to=dtype)

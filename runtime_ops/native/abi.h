@@ -109,6 +109,10 @@ GRAFT_EXPORT const char* graft_pick_topk_feed_forward(const graft_topk_feed_forw
 GRAFT_EXPORT const char* graft_pick_combiner_attention(const graft_combiner_attention* args, const char* isa,
                                                        const char** reason);
 
+// What the 8-bit kernels have proved in this process: blocks of rows scored in 8 bits, those among them that needed a
+// second, wider try, and those that no bound could prove and that were scored in fp32. Results are the same either way.
+GRAFT_EXPORT void graft_topk_attention_proofs(int64_t* blocks, int64_t* widened, int64_t* in_fp32);
+
 #ifdef __cplusplus
 }
 #endif

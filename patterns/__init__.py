@@ -4,7 +4,19 @@ The command finds this module through the entry-point group ``graft.patterns``; 
 """
 
 from patterns import attention, feed_forward
-from patterns.rules import exact_attention, exact_feed_forward, topk_attention, topk_feed_forward
+from patterns.rules import (
+    combiner_attention,
+    exact_attention,
+    exact_feed_forward,
+    topk_attention,
+    topk_feed_forward,
+)
 
 READERS = (attention.read, feed_forward.read)
-RULES = (exact_attention.RULE, topk_attention.RULE, exact_feed_forward.RULE, topk_feed_forward.RULE)
+RULES = (
+    exact_attention.RULE,
+    topk_attention.RULE,
+    combiner_attention.RULE,
+    exact_feed_forward.RULE,
+    topk_feed_forward.RULE,
+)

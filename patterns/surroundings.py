@@ -113,8 +113,8 @@ class Projection(Report):
     """
 
     width: int
-    columns: tuple[int, int] | None
-    packed: bool
+    columns: tuple[int, int] | None = field(compare=False)  # how weights are stored is no part of the meaning
+    packed: bool = field(compare=False)
     biased: bool
     x: Expr = field(compare=False, repr=False, metadata=_HIDDEN)
     weight: Expr = field(compare=False, repr=False, metadata=_HIDDEN)

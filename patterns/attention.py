@@ -10,13 +10,13 @@ from patterns.masking import Masking
 from patterns.scores import Finer, Frame, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
 from rewriter import layout
-from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.hosts.base import Graphs
 from rewriter.report import Step
 from runtime_ops import interpret
 from runtime_ops.words import Expr
 
 
-def read(graphs: OnnxGraphs) -> Iterator[AttentionSite | Decline]:
+def read(graphs: Graphs) -> Iterator[AttentionSite | Decline]:
     """Yield a site or a decline for every softmax of a model."""
     for softmax in graphs.exprs_of("softmax"):
         yield _site_or_decline(graphs, softmax)
@@ -36,7 +36,7 @@ _OTHER_SOFTMAXES = {
 }
 
 
-def _site_or_decline(graphs: OnnxGraphs, softmax: Expr) -> AttentionSite | Decline:
+def _site_or_decline(graphs: Graphs, softmax: Expr) -> AttentionSite | Decline:
     name = graphs.node_name(softmax)
     try:
         try:
@@ -47,7 +47,7 @@ def _site_or_decline(graphs: OnnxGraphs, softmax: Expr) -> AttentionSite | Decli
         return Decline(anchor=name, kind="attention", reason=stop.reason, at=place(stop.at), steps=stop.steps)
 
 
-def _read_one(graphs: OnnxGraphs, name: str, softmax: Expr, split: Finer | None) -> AttentionSite:
+def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> AttentionSite:
     axes, frame = _frame(softmax, split)
     product = _values(graphs, softmax, axes, frame)
     try:
@@ -128,7 +128,7 @@ class _Values:
     steps: Sequence[Step]
 
 
-def _values(graphs: OnnxGraphs, softmax: Expr, axes: layout.Axes, frame: Frame) -> _Values:
+def _values(graphs: Graphs, softmax: Expr, axes: layout.Axes, frame: Frame) -> _Values:
     """Follow the probabilities forward to their product with the values."""
     current, leaks, steps = softmax, [], []
     while True:
@@ -171,7 +171,7 @@ def _leads_on(user: Expr, current: Expr, axes: layout.Axes, frame: Frame) -> boo
     return layout.forward(user, axes) is not None
 
 
-def _nan_guard(graphs: OnnxGraphs, current: Expr, users: Sequence[Expr]) -> Expr | None:
+def _nan_guard(graphs: Graphs, current: Expr, users: Sequence[Expr]) -> Expr | None:
     """Return where(isnan(p), 0, p) if that is all that reads p."""
     for user in users:
         if user.word == "where" and user.args[2] is current and user.args[1].number() == 0.0:
@@ -181,7 +181,7 @@ def _nan_guard(graphs: OnnxGraphs, current: Expr, users: Sequence[Expr]) -> Expr
     return None
 
 
-def _handled(graphs: OnnxGraphs, out: Expr, axes: layout.Axes) -> tuple[Expr, layout.Axes]:
+def _handled(graphs: Graphs, out: Expr, axes: layout.Axes) -> tuple[Expr, layout.Axes]:
     """Return the result as a value of the graph; inside a fused node that comes a few views later."""
     while out.handle is None:
         users = graphs.readers(out)
@@ -193,7 +193,7 @@ def _handled(graphs: OnnxGraphs, out: Expr, axes: layout.Axes) -> tuple[Expr, la
 
 
 def _product(
-    graphs: OnnxGraphs,
+    graphs: Graphs,
     user: Expr,
     current: Expr,
     axes: layout.Axes,

@@ -10,7 +10,7 @@ import numpy as np
 from patterns import activation
 from patterns.scores import place
 from patterns.site import FeedForwardSite
-from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.hosts.base import Graphs
 from rewriter.report import Step
 from runtime_ops.dims import Dim
 from runtime_ops.words import Expr
@@ -28,7 +28,7 @@ class Linear:
     bias: bool
 
 
-def read(graphs: OnnxGraphs) -> Iterator[FeedForwardSite]:
+def read(graphs: Graphs) -> Iterator[FeedForwardSite]:
     """Yield every block linear → activation (gated or not) → linear of a model."""
     constants: dict[int, bool] = {}
     for product in graphs.exprs_of("matmul"):
@@ -55,7 +55,7 @@ def is_constant(expr: Expr, memo: dict[int, bool]) -> bool:
     return memo[id(expr)]
 
 
-def _block(graphs: OnnxGraphs, product: Expr, constants: dict[int, bool]) -> FeedForwardSite | None:
+def _block(graphs: Graphs, product: Expr, constants: dict[int, bool]) -> FeedForwardSite | None:
     inner = unquantised(product.args[0])
     sources = _sources(inner, constants)
     if sources is None or not 1 <= len(sources) <= 2:

@@ -76,9 +76,8 @@ def still_computed(reading: Reading, edit: Edit) -> dict[str, str]:
     """Return the rewritten sites whose softmax is still there, because something else reads inner tensors."""
     left = {}
     for site in edit.plans:
-        node = reading.sites[site].node
-        if node.graph is not None:
-            reader = next((use.node.name for output in node.outputs for use in output.uses()), None)
+        reader = reading.graphs.survivor(reading.sites[site].node)
+        if reader is not None:
             left[site] = f"its probabilities are still read by {reader}, so nothing would be saved"
     return left
 

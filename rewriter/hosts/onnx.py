@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from rewriter.hosts import onnx_opaque, onnx_read
+from rewriter.hosts.base import Graphs, Unfit
 from rewriter.hosts.onnx_activation import ACTIVATIONS
-from rewriter.hosts.onnx_fused import FUSED, Unfit
+from rewriter.hosts.onnx_fused import FUSED
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
@@ -21,25 +22,17 @@ from runtime_ops.words import WORDS, Expr, symbol
 _KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
 
 
-class OnnxGraphs:
+class OnnxGraphs(Graphs):
     """Every graph of a model (main, functions, bodies of If and Loop) read into expressions.
 
     Attributes:
         model: the model that was read.
-        exprs: expression of every value.
-        users: expressions that take an expression as argument, by its id.
-        outputs: ids of the expressions that leave a graph.
     """
 
     @quiet_gc
     def __init__(self, model: ir.Model) -> None:
+        super().__init__()
         self.model = model
-        self.exprs: dict[ir.Value, Expr] = {}
-        self.users: dict[int, list[Expr]] = {}
-        self.outputs: set[int] = set()
-        self._linked: dict[int, Expr] = {}
-        self._at: ir.Node | None = None
-        self._home: dict[int, ir.Node | None] = {}
         self._owners: dict[ir.Graph, ir.Graph | ir.Function] = {}
         model.graph.sort()  # some tools write nodes before what they read
         self._read(model.graph, model.graph)
@@ -118,38 +111,15 @@ class OnnxGraphs:
         self._link(expr)
         return expr
 
-    def _link(self, expr: Expr) -> None:
-        stack = [expr]
-        while stack:
-            node = stack.pop()
-            if id(node) in self._linked:
-                continue
-            self._linked[id(node)] = node
-            self._home[id(node)] = self._at
-            for arg in node.args:
-                self.users.setdefault(id(arg), []).append(node)
-                stack.append(arg)
+    def title(self, node: ir.Node) -> str:
+        """Return a node's name, or that of its first output."""
+        return node.name or node.outputs[0].name or ""
 
-    def readers(self, expr: Expr) -> list[Expr]:
-        """Return what uses the elements of ``expr``; uses of its shape alone do not count."""
-        return [user for user in self.users.get(id(expr), []) if user.word != "dim"]
-
-    def exprs_of(self, word: str) -> Iterator[Expr]:
-        """Yield the expressions that say ``word``, in the order of the graph."""
-        return (expr for expr in self._linked.values() if expr.word == word)
-
-    def node_name(self, expr: Expr) -> str:
-        """Return the name of the node that ``expr`` was read from, or of its output if it has none."""
-        node = self.node(expr)
-        return str((node and (node.name or node.outputs[0].name)) or getattr(expr.handle, "name", None) or expr.word)
-
-    def node(self, expr: Expr) -> ir.Node | None:
-        """Return the node that ``expr`` was read from."""
-        return self._home.get(id(expr))
-
-    def names(self) -> Iterator[str]:
-        """Yield the names of all nodes."""
-        return (node.name or "" for node in dict.fromkeys(self._home.values()) if node is not None)
+    def survivor(self, node: ir.Node) -> str | None:
+        """Return the name of a node that still reads ``node``, None if that was removed."""
+        if node.graph is None:
+            return None
+        return next((use.node.name or "" for output in node.outputs for use in output.uses()), "an output")
 
 
 def _needed(op: str) -> int:

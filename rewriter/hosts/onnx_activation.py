@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import onnx_ir as ir
 
 from rewriter.hosts.onnx_row import Args, Row, attr
-from runtime_ops.words import Expr, const, make
-
-
-def _number(value: float, like: Expr) -> Expr:
-    return const(value, like.dtype)
+from rewriter.hosts.spelled import gelu_erf, gelu_tanh, mish, number
+from runtime_ops.words import Expr, make
 
 
 def _biased(args: Args) -> Expr:
@@ -19,19 +14,6 @@ def _biased(args: Args) -> Expr:
     if x is None:
         raise ValueError("an activation needs an input")
     return x if bias is None else make("add", x, bias)
-
-
-def gelu_erf(x: Expr) -> Expr:
-    """Return x/2 · (1 + erf(x/√2))."""
-    inner = make("erf", make("div", x, _number(math.sqrt(2.0), x)))
-    return make("mul", make("mul", x, _number(0.5, x)), make("add", inner, _number(1.0, x)))
-
-
-def gelu_tanh(x: Expr) -> Expr:
-    """Return x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
-    cube = make("mul", make("mul", make("mul", x, x), x), _number(0.044715, x))
-    inner = make("tanh", make("mul", make("add", x, cube), _number(math.sqrt(2.0 / math.pi), x)))
-    return make("mul", make("mul", x, _number(0.5, x)), make("add", inner, _number(1.0, x)))
 
 
 def _gelu(node: ir.Node, args: Args, opset: int) -> Expr:
@@ -45,15 +27,13 @@ def _fast_gelu(node: ir.Node, args: Args, opset: int) -> Expr:
 def _sigmoid_times(default: float) -> Row:
     def row(node: ir.Node, args: Args, opset: int) -> Expr:
         x = _biased(args)
-        return make("mul", x, make("sigmoid", make("mul", x, _number(attr(node, "alpha", default), x))))
+        return make("mul", x, make("sigmoid", make("mul", x, number(attr(node, "alpha", default), x))))
 
     return row
 
 
 def _mish(node: ir.Node, args: Args, opset: int) -> Expr:
-    x = _biased(args)
-    softplus = make("log", make("add", make("exp", x), _number(1.0, x)))
-    return make("mul", x, make("tanh", softplus))
+    return mish(_biased(args))
 
 
 ACTIVATIONS: dict[tuple[str, str], Row] = {

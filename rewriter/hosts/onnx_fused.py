@@ -11,15 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts.base import Unfit
 from rewriter.hosts.onnx_row import Args, Row, attr
+from rewriter.hosts.spelled import causal
 from runtime_ops.dims import divide
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 _HIDDEN = -np.inf
-
-
-class Unfit(Exception):  # noqa: N818 - becomes the reason of a decline
-    """A fused node that is not spelled out, and why."""
 
 
 def _refuse(node: ir.Node, args: Args, named: Sequence[tuple[int, str]]) -> None:
@@ -69,13 +67,6 @@ def _repeated(x: Expr, q: Expr) -> Expr:
         raise Unfit("the numbers of query and key heads are not known")
     shape = make("concat", dim(x, 0), dim(x, 1), const([group]), dim(x, 2), dim(x, 3), axis=0)
     return reshape(make("expand", wide, shape), [dim(x, 0), dim(q, 1), dim(x, 2), dim(x, 3)])
-
-
-def causal(scores: Expr, q: Expr, k: Expr) -> Expr:
-    """Return scores with every key after its query hidden, rows and columns aligned at the top left."""
-    rows, columns = (make("range", const(0), make("squeeze", dim(x, 2), axes=(0,)), const(1)) for x in (q, k))
-    keep = make("le", columns, make("unsqueeze", rows, axes=(1,)))
-    return make("where", keep, scores, const(_HIDDEN, scores.dtype))
 
 
 def _scores(q: Expr, k: Expr, scale: float | None) -> Expr:

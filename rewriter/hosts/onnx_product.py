@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts import spelled
 from rewriter.hosts.onnx_row import Args, attr
 from runtime_ops.words import Expr, const, make
 
@@ -38,43 +37,12 @@ def integer_product(node: ir.Node, args: Args, opset: int) -> Expr:
     return make("matmul", *sides)
 
 
-def quotient(node: ir.Node, args: Args, opset: int) -> Expr:
-    """Read a quotient; exponentials over their own sum are a softmax."""
+def quotient(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read a Div."""
     x, total = args
-    plain = make("div", x, total)  # type: ignore[arg-type]
-    if x is None or total is None or x.word != "exp" or total.word != "sum" or total.args[0] is not x:
-        return plain
-    axes, inner = total.attrs["axes"], x.args[0]
-    if len(axes) != 1 or not total.attrs.get("keepdims", True):
-        return plain
-    shift = inner.args[1] if inner.word == "sub" else None
-    if shift is not None and shift.word == "amax" and shift.args[0] is inner.args[0] and shift.attrs["axes"] == axes:
-        inner = inner.args[0]
-    return make("softmax", inner, axis=axes[0])
+    return None if x is None or total is None else spelled.quotient(x, total)
 
 
 def einsum(node: ir.Node, args: Args, opset: int) -> Expr | None:
-    """Read an Einsum of two tensors that contracts one letter as a matrix product between permutations.
-
-    An Einsum of one tensor that only reorders its axes is a transposition.
-    """
-    terms, _, result = attr(node, "equation").replace(" ", "").partition("->")
-    if len(args) == 1 and sorted(terms) == sorted(set(result)) and args[0] is not None:
-        return _permuted(args[0], terms, list(result))
-    if len(args) != 2 or "." in terms or any(len(set(t)) != len(t) for t in terms.split(",")):
-        return None
-    left, right = terms.split(",")
-    out = result or "".join(sorted(x for x in set(left + right) if (left + right).count(x) == 1))
-    both = [x for x in left if x in right and x in out]
-    inner = [x for x in left if x in right and x not in out]
-    mine, yours = ([x for x in one if x in out and x not in other] for one, other in ((left, right), (right, left)))
-    if not len(inner) == len(mine) == len(yours) == 1 or len(both) + 2 != len(out):
-        return None
-    a = _permuted(args[0], left, [*both, *mine, *inner])  # type: ignore[arg-type]
-    b = _permuted(args[1], right, [*both, *inner, *yours])  # type: ignore[arg-type]
-    return _permuted(make("matmul", a, b), "".join([*both, *mine, *yours]), list(out))
-
-
-def _permuted(x: Expr, have: str, want: Sequence[str]) -> Expr:
-    perm = tuple(have.index(letter) for letter in want)
-    return x if perm == tuple(range(len(have))) else make("transpose", x, perm=perm)
+    """Read an Einsum."""
+    return spelled.einsum(attr(node, "equation"), [a for a in args if a is not None])

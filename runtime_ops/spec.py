@@ -33,7 +33,7 @@ class Attribute:
 
     name: str
     kind: type
-    default: int | float | None
+    default: int | float | str | None
     doc: str
 
 
@@ -43,7 +43,7 @@ class Sample:
 
     id: str
     arrays: Mapping[str, np.ndarray | None]
-    attrs: Mapping[str, int | float] = field(default_factory=dict)
+    attrs: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
 Signature = Mapping[str, tuple[Sequence[Dim] | None, np.dtype[Any]]]

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from runtime_ops.ops.pieces import count, hide, weights
 from runtime_ops.spec import Attribute, Input, OpSpec, Sample
 from runtime_ops.words import Expr, const, dim, make, reshape
-
-_HIDDEN = -np.inf
-_LOWEST = float(np.finfo(np.float32).min)
 
 
 def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Expr:
@@ -28,11 +26,10 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
         scores = make("add", scores, inputs["bias"])
     if inputs["key_mask"] is not None:
         keep = make("unsqueeze", inputs["key_mask"], axes=(1, 2))
-        scores = make("where", keep, scores, const(_HIDDEN))
+        scores = hide(scores, keep)
     if attrs["causal"]:
-        scores = make("where", _causal(q, k, inputs["past_length"]), scores, const(_HIDDEN))
-    weights = _top(scores, attrs["k"]) if attrs["k"] else _weights(scores)
-    return _grouped(weights, v)
+        scores = hide(scores, _causal(q, k, inputs["past_length"]))
+    return _grouped(_top(scores, attrs["k"]) if attrs["k"] else weights(scores), v)
 
 
 def _scores(q: Expr, k: Expr, attrs: Mapping[str, Any]) -> Expr:
@@ -63,28 +60,16 @@ def _grouped(x: Expr, y: Expr) -> Expr:
 
 def _causal(q: Expr, k: Expr, past_length: Expr | None) -> Expr:
     """Return which key [.. t] each query [.. s 1] may see."""
-    row = make("unsqueeze", _count(dim(q, 2)), axes=(0, 1, 3))
+    row = make("unsqueeze", count(dim(q, 2)), axes=(0, 1, 3))
     if past_length is not None:
         row = make("add", row, reshape(past_length, [-1, 1, 1, 1]))
-    return make("le", _count(dim(k, 2)), row)
-
-
-def _count(length: Expr) -> Expr:
-    return make("range", const(0), make("squeeze", length, axes=(0,)), const(1))
-
-
-def _weights(scores: Expr) -> Expr:
-    """Return softmax over the last axis, 0 where every score is -inf."""
-    # With the maximum bounded below, exp gives 0 for every hidden key; the sum is at least 1 unless all are hidden.
-    peak = make("max", make("amax", scores, axes=(-1,), keepdims=True), const(_LOWEST))
-    exps = make("exp", make("sub", scores, peak))
-    return make("div", exps, make("max", make("sum", exps, axes=(-1,), keepdims=True), const(1.0)))
+    return make("le", count(dim(k, 2)), row)
 
 
 def _top(scores: Expr, k: int) -> Expr:
     """Return weights that are zero outside the k best scores of each row."""
     best = make("topk", scores, make("min", const([k]), dim(scores, 3)))
-    chosen = _weights(make("pick", scores, best))
+    chosen = weights(make("pick", scores, best))
     return make("scatter", make("expand", const(0.0), make("dim", scores)), best, chosen)
 
 

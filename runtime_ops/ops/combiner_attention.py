@@ -1,0 +1,164 @@
+"""``ai.graft::CombinerAttention``: every query reads near keys itself and all others through summaries of regions.
+
+Source: Ren et al., "Combiner: Full Attention Transformer with Sparse Computation Cost" (2021), sections 3 and 4.
+Masks, any length, mean pooling, ``counted`` and the two-sided ``logsparse`` are ours: the paper's form gives a region
+one logit however many keys it stands for, which suits models that are trained with it; on other weights choose
+``pooling="mean", region_logit="counted"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from runtime_ops.ops.combiner_grid import FACTORISATIONS, Grid, combine, longer
+from runtime_ops.ops.combiner_levels import logsparse
+from runtime_ops.ops.pieces import ceiling
+from runtime_ops.spec import Attribute, Input, OpSpec, Sample
+from runtime_ops.words import Expr, const, dim, make, reshape
+
+MIXTURE = ("fixed", "axial-vertical")  # the paper averages factorisations and finds two enough
+VARIANTS = (*FACTORISATIONS, "logsparse", "mixture")
+POOLINGS = ("max", "mean")
+REGION_LOGITS = ("paper", "counted")
+
+
+def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Expr:
+    """Return the attention's result [b h t e] in the words of the alphabet."""
+    q, k, v, mask = inputs["q"], inputs["k"], inputs["v"], inputs["key_mask"]
+    if q is None or k is None or v is None:
+        raise ValueError("q, k and v are not optional")
+    tokens = _tokens(q, k, v, mask, attrs)
+    variant = attrs["variant"]
+    names = MIXTURE if variant == "mixture" else (variant,)
+    results = [logsparse(tokens) if name == "logsparse" else _on_grid(tokens, name, attrs["span"]) for name in names]
+    mean = results[0] if len(results) == 1 else make("mul", make("add", *results), const(1 / len(results)))
+    return reshape(mean, [dim(q, 0), dim(q, 1), -1, dim(v, 3)])
+
+
+def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, Any]) -> Grid:
+    """Return all tokens as one row, heads split into groups that share keys and values."""
+    b, t = dim(q, 0), dim(q, 2)
+    if attrs["scale"] is None:
+        factor = make("div", const(1.0), make("sqrt", make("cast", dim(q, 3), to=np.dtype(np.float32))))
+    else:
+        factor = const(float(attrs["scale"]))
+    group = make("div", dim(q, 1), dim(k, 1))
+    keep = make("expand", const(True), make("concat", b, t, axis=0)) if mask is None else reshape(mask, [b, -1])
+    split = reshape(make("mul", q, factor), [b, dim(k, 1), group, -1, dim(q, 3)])
+    return Grid(
+        q=make("unsqueeze", split, axes=(3,)),
+        k=make("unsqueeze", k, axes=(2, 3)),
+        v=make("unsqueeze", v, axes=(2, 3)),
+        keep=make("unsqueeze", keep, axes=(1, 2, 3)),
+        pooling=attrs["pooling"],
+        counted=attrs["region_logit"] == "counted",
+        causal=bool(attrs["causal"]),
+    )
+
+
+def _on_grid(tokens: Grid, name: str, span: int) -> Expr:
+    """Return the result [b g r t e] of one factorisation over rows of ``span`` tokens."""
+    t = dim(tokens.keep, 4)
+    m = const([span]) if span else _square(t, 2.0 if name == "fixed" else 1.0)
+    n = make("max", ceiling(t, m), const([1]))  # a row of hidden keys where there is no token
+    missing = make("sub", make("mul", n, m), t)
+    full = longer(tokens, missing)
+    q, k, v, keep = (_rows(x, n, m) for x in (full.q, full.k, full.v, full.keep))
+    out = combine(FACTORISATIONS[name](replace(tokens, q=q, k=k, v=v, keep=keep)))
+    flat = reshape(out, [*(dim(out, i) for i in range(3)), make("mul", n, m), dim(out, 5)])
+    return make("slice", flat, const([0]), t, const([3]), const([1]))
+
+
+def _square(t: Expr, factor: float) -> Expr:
+    """Return the largest whole number whose square is at most ``factor`` · t, at least 1."""
+    root = make("sqrt", make("mul", make("cast", t, to=np.dtype(np.float32)), const(factor)))
+    return make("max", make("cast", make("floor", root), to=np.dtype(np.int64)), const([1]))
+
+
+def _rows(x: Expr, n: Expr, m: Expr) -> Expr:
+    """Return [… 1 n·m …] as [… n m …]."""
+    tail = [dim(x, 5)] if x.rank == 6 else []
+    return reshape(x, [*(dim(x, i) for i in range(3)), n, m, *tail])
+
+
+def check(attrs: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the attribute values, or None."""
+    for name, allowed in (("variant", VARIANTS), ("pooling", POOLINGS), ("region_logit", REGION_LOGITS)):
+        if attrs[name] not in allowed:
+            return f"{name} is {attrs[name]}; it must be one of {', '.join(allowed)}"
+    if attrs["span"] < 0:
+        return f"span is {attrs['span']}; it must be 0 (chosen by length) or more"
+    if attrs["causal"] not in (0, 1):
+        return f"causal is {attrs['causal']}; it must be 0 or 1"
+    return None
+
+
+def _sample(id: str, seed: int, *, b: int = 2, t: int = 13, h: int = 4, g: int = 2, d: int = 8, e: int = 8,
+            size: float = 1.0, key_mask: np.ndarray | None = None, **attrs: Any) -> Sample:  # fmt: skip
+    normal = np.random.default_rng(seed).standard_normal
+    arrays: dict[str, np.ndarray | None] = {
+        "q": (normal((b, h, t, d)) * size).astype(np.float32),
+        "k": (normal((b, g, t, d)) * size).astype(np.float32),
+        "v": normal((b, g, t, e)).astype(np.float32),
+    }
+    return Sample(id=id, arrays={**arrays, "key_mask": key_mask}, attrs=attrs)
+
+
+def samples() -> Sequence[Sample]:
+    """Return the calls that every back end must get right, the adversarial ones included."""
+    ragged = np.arange(13) < np.array([[13], [6]])
+    left = ragged[:, ::-1].copy()
+    none = np.arange(13) < np.array([[13], [0]])
+    trained = {"pooling": "mean", "region_logit": "counted"}
+    table: list[tuple[str, dict[str, Any]]] = []
+    for variant in VARIANTS:
+        table += [
+            (f"{variant}", {"variant": variant, "span": 4}),
+            (f"{variant}-causal", {"variant": variant, "span": 4, "causal": 1}),
+            (f"{variant}-mean", {"variant": variant, "span": 3, **trained}),
+            (f"{variant}-mean-causal", {"variant": variant, "span": 3, "causal": 1, **trained}),
+            (f"{variant}-padded", {"variant": variant, "span": 4, "key_mask": ragged}),
+            (f"{variant}-padded-left", {"variant": variant, "causal": 1, "key_mask": left, **trained}),
+            (f"{variant}-none-visible", {"variant": variant, "span": 4, "key_mask": none}),
+            (f"{variant}-default-span", {"variant": variant, "t": 50, "b": 1}),
+            (f"{variant}-one-span", {"variant": variant, "span": 64}),
+            (f"{variant}-span-1", {"variant": variant, "span": 1, "t": 6, "causal": 1}),
+            (f"{variant}-one-token", {"variant": variant, "t": 1}),
+            (f"{variant}-empty", {"variant": variant, "t": 0, "span": 4}),
+            (f"{variant}-huge", {"variant": variant, "span": 4, "size": 100.0, "causal": 1}),
+        ]
+    table += [
+        ("wide-values", {"span": 4, "e": 12, "scale": 0.5}),
+        ("multi-head", {"span": 5, "g": 4, "variant": "logsparse"}),
+        ("multi-query", {"span": 5, "g": 1, "variant": "axial-horizontal"}),
+        ("powers-of-two", {"variant": "logsparse", "t": 33, "causal": 1}),
+    ]
+    return [_sample(id, seed, **rest) for seed, (id, rest) in enumerate(table)]
+
+
+COMBINER_ATTENTION = OpSpec(
+    name="CombinerAttention",
+    doc=__doc__ or "",
+    inputs=(
+        Input(name="q", layout="b h t d"),
+        Input(name="k", layout="b g t d"),
+        Input(name="v", layout="b g t e"),
+        Input(name="key_mask", layout="b t", kind="bool", optional=True),
+    ),
+    attributes=(
+        Attribute(name="variant", kind=str, default="fixed", doc=f"how keys are split: {', '.join(VARIANTS)}"),
+        Attribute(name="span", kind=int, default=0, doc="tokens per row of the grid; 0: √(2t) for fixed, else √t"),
+        Attribute(name="pooling", kind=str, default="max", doc="how a region's keys become one: max or mean"),
+        Attribute(name="region_logit", kind=str, default="paper", doc="counted: plus log of the region's keys"),
+        Attribute(name="causal", kind=int, default=0, doc="1: no query sees a later key"),
+        Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
+    ),
+    output="b h t e",
+    reference=reference,
+    check=check,
+    samples=samples,
+)

@@ -3,8 +3,9 @@
 The command finds this module through the entry-point group ``graft.patterns``; another package can add its own.
 """
 
-from patterns import attention, feed_forward
-from patterns.rules import exact_attention, topk_attention
+from patterns import attention, encoder, feed_forward
+from patterns.rules import decompose_encoder, exact_attention, topk_attention
 
 READERS = (attention.read, feed_forward.read)
-RULES = (exact_attention.RULE, topk_attention.RULE)
+ASSEMBLERS = (encoder.assemble,)
+RULES = (exact_attention.RULE, topk_attention.RULE, decompose_encoder.RULE)

@@ -1,4 +1,4 @@
-"""The call of ``TopKAttention`` that stands for an attention site; shared by the rules that make it."""
+"""The call that stands for an attention site; shared by the rules that make one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from patterns.site import AttentionSite
+from patterns.site import AttentionSite, Operand
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
@@ -26,29 +26,43 @@ def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
 
 
 def call(site: AttentionSite, k: int) -> Plan:
-    """Return the plan that computes the site's output by one call."""
-    frame, dtype = site.frame, _common_type(site)
-    d, e = (
-        tuple(a for axis in x.axes for a in axis if a.letter == letter)
-        for x, letter in ((site.q, "d"), (site.out, "e"))
-    )
-    inputs = {
+    """Return the plan that computes the site's output by one call of ``TopKAttention``."""
+    inputs = operands(site)
+    if site.causal is not None and site.causal.offset != 0:
+        inputs["past_length"] = make("unsqueeze", site.causal.value, axes=(0,))
+    attrs = {"k": k, "causal": int(site.causal is not None), **numbers(site)}
+    return Plan(values=result(site, _OP.call(inputs, attrs)))
+
+
+def operands(site: AttentionSite) -> dict[str, Expr | None]:
+    """Return q [b h s d], k [b g t d], v [b g t e] of one type, and what masks them."""
+    frame, dtype, d, e = site.frame, _common_type(site), _letter(site.q, "d"), _letter(site.out, "e")
+    return {
         "q": _typed(site.q.arranged((frame["b"], frame["h"], frame["s"], d)), dtype),
         "k": _typed(site.k.arranged((frame["b"], frame["g"], frame["t"], d)), dtype),
         "v": _typed(site.v.arranged((frame["b"], frame["g"], frame["t"], e)), dtype),
         "bias": site.bias,
         "key_mask": site.keys,
     }
-    if site.causal is not None and site.causal.offset != 0:
-        inputs["past_length"] = make("unsqueeze", site.causal.value, axes=(0,))
-    attrs = {"k": k, "scale": site.scale, "causal": int(site.causal is not None), "softcap": site.softcap or 0.0}
-    result = _OP.call(inputs, attrs)
-    back = layout.arrange(result, (frame["b"], frame["h"], frame["s"], e), site.out.axes)
+
+
+def numbers(site: AttentionSite) -> dict[str, float]:
+    """Return the attributes that say how scores are scaled and capped."""
+    return {"scale": site.scale, "softcap": site.softcap or 0.0}
+
+
+def result(site: AttentionSite, call: Expr) -> dict[Any, Expr]:
+    """Return what takes the place of the site's output, given the call [b h s e] that computes it."""
+    frame, out = site.frame, site.out.value
+    back = layout.arrange(call, (frame["b"], frame["h"], frame["s"], _letter(site.out, "e")), site.out.axes)
     assert back is not None  # the reader made this layout from the same atoms
-    out = site.out.value
-    if out.dtype is not None and out.dtype != dtype:
+    if out.dtype is not None and out.dtype != _common_type(site):
         back = make("cast", back, to=out.dtype)
-    return Plan(values={out.handle: back})
+    return {out.handle: back}
+
+
+def _letter(operand: Operand, letter: str) -> layout.Axis:
+    return tuple(a for axis in operand.axes for a in axis if a.letter == letter)
 
 
 def _common_type(site: AttentionSite) -> np.dtype[Any]:

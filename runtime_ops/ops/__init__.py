@@ -1,6 +1,7 @@
 """The operations of the domain ``ai.graft``, one per file."""
 
+from runtime_ops.ops.segment_attention import SEGMENT_ATTENTION
 from runtime_ops.ops.topk_attention import TOPK_ATTENTION
 from runtime_ops.spec import OpSpec
 
-OPS: dict[str, OpSpec] = {spec.name: spec for spec in (TOPK_ATTENTION,)}
+OPS: dict[str, OpSpec] = {spec.name: spec for spec in (TOPK_ATTENTION, SEGMENT_ATTENTION)}

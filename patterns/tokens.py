@@ -13,30 +13,18 @@ from rewriter import layout
 from rewriter.layout import Atom, Axes
 from runtime_ops.words import Expr
 
-_POINTWISE = frozenset(
-    ("add", "sub", "mul", "div", "pow", "max", "min", "lt", "le", "eq", "and", "or", "not", "neg", "exp", "log", "sqrt")
-    + ("tanh", "erf", "floor", "where", "sigmoid", "relu", "cast")
-)
+_POINTWISE = frozenset((
+    "add", "sub", "mul", "div", "pow", "max", "min", "lt", "le", "eq", "and", "or", "not", "neg", "exp", "log", "sqrt",
+    "tanh", "erf", "floor", "where", "sigmoid", "relu", "cast",
+))  # fmt: skip
 _REDUCING = ("sum", "mean", "amax")
 # Opaque operators that treat every element alone; dynamic quantisation takes one scale over all tokens, which moves
 # values by less than its rounding.
-_ELEMENTWISE_OPS = frozenset(
-    (
-        "Clip",
-        "Gelu",
-        "FastGelu",
-        "QuickGelu",
-        "BiasGelu",
-        "Elu",
-        "LeakyRelu",
-        "HardSwish",
-        "HardSigmoid",
-        "Mish",
-        "Swish",
-    )
-    + ("Softplus", "Softsign", "Sin", "Cos", "Abs", "Round", "Ceil", "Sign", "CastLike")
-    + ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-)
+_ELEMENTWISE_OPS = frozenset((
+    "Clip", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Elu", "LeakyRelu", "HardSwish", "HardSigmoid", "Mish", "Swish",
+    "Softplus", "Softsign", "Sin", "Cos", "Abs", "Round", "Ceil", "Sign", "CastLike", "QuantizeLinear",
+    "DequantizeLinear", "DynamicQuantizeLinear",
+))  # fmt: skip
 # Opaque norms by the place of their scale, whose rank says how many of the last axes are normalised together.
 _NORMS = {
     "LayerNormalization": 1,

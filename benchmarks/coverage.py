@@ -29,7 +29,7 @@ import onnx
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from compare import distance, session
-from exports import RUNS, Arg, exported, feeds, folder
+from exports import SIZES, Arg, exported, feeds, folder
 from families import QUICK, SWEEP, Case
 
 TOLERANCE = 1e-4
@@ -146,8 +146,8 @@ def largest_error(source: Path, target: Path, args: Sequence[Arg], library: bool
     original, made = session(source, library=False), session(target, library=library)
     wanted = {one.name for one in original.get_inputs()}
     errors = []
-    for run in RUNS:
-        given = {name: x for name, x in feeds(args, run.sizes(), run.pad).items() if name in wanted}
+    for sizes, pad in SIZES:
+        given = {name: x for name, x in feeds(args, sizes, pad).items() if name in wanted}
         try:
             truth = original.run(None, given)
         except Exception:  # noqa: BLE001 - some exports run at the traced sizes only

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from patterns import operands
+from patterns import around, operands
 from patterns.masking import Masking
 from patterns.scores import Finer, Frame, peel, place, refine, same_axis
 from patterns.site import AttentionSite, Decline, Operand, Unreadable
 from rewriter import layout
 from rewriter.hosts.base import Graphs
+from rewriter.lengths import length
 from rewriter.report import Step
 from runtime_ops import interpret
-from runtime_ops.words import Expr
+from runtime_ops.dims import product
+from runtime_ops.words import Expr, const, make
 
 
 def read(graphs: Graphs) -> Iterator[AttentionSite | Decline]:
@@ -23,9 +27,11 @@ def read(graphs: Graphs) -> Iterator[AttentionSite | Decline]:
     for exps in graphs.exprs_of("exp"):
         if any(user.word == "sum" and graphs.readers(user) for user in graphs.readers(exps)):
             yield Decline(anchor=graphs.node_name(exps), kind="attention", reason=_LOOSE_EXP, at=place(exps))
+    told = set()  # nodes, which may give several values
     for other in graphs.exprs_of("opaque"):
         why = other.attrs.get("why") or _OTHER_SOFTMAXES.get(other.attrs["op"])
-        if why is not None:
+        if why is not None and graphs.node(other) not in told:
+            told.add(graphs.node(other))
             yield Decline(anchor=graphs.node_name(other), kind="attention", reason=why, at=place(other))
 
 
@@ -50,6 +56,7 @@ def _site_or_decline(graphs: Graphs, softmax: Expr) -> AttentionSite | Decline:
 def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> AttentionSite:
     axes, frame = _frame(softmax, split)
     product = _values(graphs, softmax, axes, frame)
+    frame = _told(frame, (softmax.args[0], axes), product.v)
     try:
         scores = peel(softmax.args[0], axes, frame)
     except Unreadable as miss:
@@ -61,6 +68,7 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
     k, v, kv = operands.keys_and_values(scores.k, product.v, frame)
     heads, kv_heads = operands.size(frame.h), operands.size(kv)
     operands.check_heads(softmax, heads, kv_heads)
+    beside = graphs.beside(product.out)
     cap, scale = scores.cap, scores.scale * q.factor * k.factor
     masking = scores.masking.finished()
     return AttentionSite(
@@ -71,17 +79,16 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
         # tanh is taken of scale · q·kᵀ; the op divides by the cap inside, so the cap goes into its scale
         scale=scale if cap is None else scale * cap,
         softcap=cap,
-        bias=masking.bias,
-        causal=masking.causal,
-        keys=masking.keys,
-        mask=masking.mask,
+        **masking.fields,
         heads=heads,
         kv_heads=kv_heads,
         head_width=operands.width(scores.q),
         value_width=operands.width(product.v),
         out=Operand(value=product.out, axes=product.axes),
         node=graphs.node(softmax),
-        leaks=tuple(product.leaks),
+        leaks=(*product.leaks, *_scores_given(beside)),
+        beside={handle: expr for handle, expr in beside.items() if expr is not None},
+        **around.read(graphs, scores.q, scores.k, product.v, frame, beside),
         frame={"b": frame.b, "h": frame.h, "g": kv, "s": frame.s, "t": frame.t},
         steps=(*product.steps, *scores.steps, *_mask_step(name, masking)),
     )
@@ -91,6 +98,11 @@ def _mask_step(name: str, masking: Masking) -> Sequence[Step]:
     if not masking.said:
         return ()
     return (Step(node=name, met="mask", meaning=f"{masking.mask}; {masking.verdict}"),)
+
+
+def _scores_given(beside: Mapping[Any, Expr | None]) -> list[str]:
+    """Return the names of a fused node's further outputs that hold scores or probabilities."""
+    return [f"whoever takes {handle.name}" for handle, expr in beside.items() if expr is None]
 
 
 def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:
@@ -109,7 +121,7 @@ def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:
     if split is not None:  # one axis that holds several
         batch = tuple(layout.Atom("b" * (i + 1), a.size) for i, a in enumerate(split.batch) if a.size != 1)
         heads = tuple(layout.Atom("h", a.size) for a in split.heads if a.size != 1)
-        first = () if split.rows else ((*batch, *heads),)
+        first = () if split.rows else (batch, heads) if rank > 3 else ((*batch, *heads),)
     # s and t stay atoms even at length 1, so that both axes can be told apart
     places = (-2, -1) if axis == rank - 1 else (-1, -2)
     s, t = ((layout.Atom(letter, x.shape[i]),) for letter, i in zip("st", places, strict=True))
@@ -117,6 +129,19 @@ def _frame(softmax: Expr, split: Finer | None) -> tuple[layout.Axes, Frame]:
         s = (layout.Atom("s", split.rows[0].size),)
     rows = (*batch, *heads, *s) if split is not None and split.rows else s
     return (*first, *((rows, t) if axis == rank - 1 else (t, rows))), Frame(b=batch, h=heads, s=s, t=t, top=x)
+
+
+def _told(frame: Frame, *tensors: tuple[Expr, layout.Axes]) -> Frame:
+    """Return the frame with the lengths of its batch axes as tensors, as the last of some tensors tells them."""
+    found: dict[str, Expr] = {}
+    for x, axes in tensors:
+        for i, axis in enumerate(axes):
+            free = [a for a in axis if not isinstance(a.size, int)]
+            if len(free) == 1:
+                rest = product(a.size for a in axis if isinstance(a.size, int))
+                whole = length(x, i)
+                found[free[0].name] = whole if rest == 1 else make("div", whole, const([rest]))
+    return dataclasses.replace(frame, b=tuple(dataclasses.replace(a, length=found.get(a.name)) for a in frame.b))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +183,12 @@ def _no_values(users: Sequence[Expr]) -> str:
     first = users[0]
     if first.word == "matmul":
         return "the product after the softmax does not contract the key axis t of the probabilities"
+    whole = first.args[0].shape if first.word == "slice" else None
+    if whole and first.shape and whole[-1] != first.shape[-1]:
+        return (
+            "the probabilities are cut by a Slice before their product with the values: the softmax runs over more "
+            "than the keys, as with attention sinks, which no operation of graft has yet"
+        )
     met = first.attrs["op"] if first.word == "opaque" else first.word.capitalize()
     return f"the probabilities go into {met} instead of a product with values"
 

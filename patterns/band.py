@@ -39,8 +39,10 @@ def band(expr: Expr, axes: layout.Axes, visible: Callable[[np.ndarray], np.ndarr
     shown = None if cut is None else _square(visible(cut.values), cut.axes)
     if cut is None or shown is None or not shown.any():
         return None
-    (s, t), (rows, columns) = shown.shape, np.nonzero(shown)
-    ahead, back = int((columns - rows).max()), int((rows - columns).max())
+    s, t = shown.shape
+    rows = np.flatnonzero(shown.any(axis=1))
+    ahead = int((t - 1 - shown[rows, ::-1].argmax(axis=1) - rows).max())
+    back = int((rows - shown[rows].argmax(axis=1)).max())
     stored = np.tri(s, t, ahead, dtype=bool) & ~np.tri(s, t, -back - 1, dtype=bool)
     if not np.array_equal(shown, stored):
         return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from patterns.band import band
+from patterns.site import Unreadable
 from patterns.visible import Part, Parts, fill_number, parts, to_frame, zero_one
 from rewriter import layout
 from runtime_ops import interpret
@@ -60,7 +61,10 @@ def _biased(term: Expr) -> tuple[Expr, ...]:
 def read(term: Expr, axes: layout.Axes, frame: layout.Axes) -> Fill | None:
     """Return an additive mask taken apart, None if a term is anything else."""
     have = layout.aligned(term, axes)
-    found = None if have is None else _read(term, have, frame)
+    try:
+        found = None if have is None else _read(term, have, frame)
+    except Unreadable:
+        return None
     return found if found is not None and found.number <= NEGLIGIBLE else None
 
 
@@ -71,7 +75,7 @@ def _read(term: Expr, have: layout.Axes, frame: layout.Axes) -> Fill | None:
     if term.word in ("cast", "neg"):
         within = _read(term.args[0], have, frame) if layout.aligned(term.args[0], have) is not None else None
         number = 0.0 if within is None else within.number
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             number = -number if term.word == "neg" else float(np.asarray(number).astype(term.attrs["to"]))
         return None if within is None else dataclasses.replace(within, number=number)
     if term.word == "where":

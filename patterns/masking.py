@@ -21,6 +21,7 @@ from patterns import fills
 from patterns.fills import NEGLIGIBLE, Fill
 from patterns.mask import Bias, Causal, Keys, Mask, Window, together
 from patterns.positions import never_negative
+from patterns.site import Unreadable
 from patterns.visible import Part, Parts, to_frame
 from rewriter import layout
 from runtime_ops.words import Expr, const, make
@@ -66,6 +67,11 @@ class Masking:
         return together(self.said)
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """What a site says of its masks."""
+        return {"bias": self.bias, "causal": self.causal, "keys": self.keys, "mask": self.mask}
+
+    @property
     def verdict(self) -> str:
         """How the operation gets the mask, and why no better."""
         flags = ["causal"] * (self.causal is not None) + ["key_mask"] * (self.keys is not None)
@@ -98,33 +104,34 @@ class Masking:
 
     def added(self, term: Expr, axes: layout.Axes, frame: layout.Axes) -> Masking:
         """Return this with a term added to the scores."""
-        found = [(x, have, fills.read(x, have, frame)) for x, have in fills.addends(term, axes)]
-        if len(found) == 1 or any(fill is not None and fill.number == -np.inf for *_, fill in found):
+        found = _taken_apart(term, axes, frame)
+        masks = [fill for _, fill in found if fill is not None]
+        if len(found) == 1 or any(fill.number == -np.inf for fill in masks):
             now = self
-            for x, have, fill in found:
-                arranged = to_frame(x, have, frame)
-                now = now._biased(arranged) if fill is None else now._filled(fill, arranged)
+            for x, fill in found:
+                now = now._soft([Bias(value=x)], x, now.kept) if fill is None else now._filled(fill, x)
             return now
-        met = [m for x, have, fill in found for m in (_masks(fill.parts) if fill else [_bias(x, have, frame)])]
-        masks = [fill for *_, fill in found if fill is not None]
-        kept = self._why([p for fill in masks for p in fill.parts], masks[0].number) if masks else self.kept
+        met = [m for x, fill in found for m in (_masks(fill.parts) if fill else [Bias(value=x)])]
+        kept = self._why([p for fill in masks for p in fill.parts], masks[0].number)
         return self._soft(met, to_frame(term, axes, frame), kept)
 
-    def replaced(self, keep: Expr, found: Parts, number: float) -> Masking:
+    def replaced(self, test: Expr, yes: bool, found: Parts, number: float) -> Masking:
         """Return this where hidden scores are set to a fill.
 
         Args:
-            keep: true where a key is visible, arranged to the frame.
+            test: the mask, arranged to the frame.
+            yes: whether true or false of it is visible.
             found: the same taken apart.
             number: the fill.
         """
         if not found:
             return self
         if number == -np.inf:
-            return self._hard(found, _masked(keep, None, -np.inf))
+            return self._hard(found, _masked(test, None, -np.inf, yes=yes))
         soft = self.softened()
         lone = _lone(soft, found, number, NEGLIGIBLE)
-        bias = _masked(_smaller(found, keep), soft.bias, number)
+        small = _smaller(found)
+        bias = _masked(test, soft.bias, number, yes=yes) if small is None else _masked(small, soft.bias, number)
         kept = "" if lone else soft._why(found, number)
         return dataclasses.replace(soft, said=(*self.said, *_masks(found)), bias=bias, lone=lone, kept=kept)
 
@@ -136,16 +143,13 @@ class Masking:
             return dataclasses.replace(self, kept=f"its fill {self.lone.fill:g} might leave a hidden key some weight")
         return dataclasses.replace(self, causal=self.lone.causal, bias=None, lone=None, kept="")
 
-    def _biased(self, value: Expr) -> Masking:
-        return self._soft([Bias(value=value)], value, self.kept)
-
     def _filled(self, fill: Fill, term: Expr) -> Masking:
         if not fill.parts:
             return self
         if fill.number == -np.inf:
             return self._hard(fill.parts, term)
         lone = _lone(self, fill.parts, fill.number, SWALLOWS)
-        small = _smaller(fill.parts, None)
+        small = _smaller(fill.parts)
         bias = term if small is None or small.shape == term.shape else _masked(small, None, fill.number, term.dtype)
         kept = "" if lone else self._why(fill.parts, fill.number)
         soft = self._soft(_masks(fill.parts), bias, kept)
@@ -197,15 +201,20 @@ def _masks(found: Parts) -> Sequence[Mask]:
     return [part.mask for part in found]
 
 
-def _bias(x: Expr, have: layout.Axes, frame: layout.Axes) -> Mask:
-    return Bias(value=to_frame(x, have, frame))
+def _taken_apart(term: Expr, axes: layout.Axes, frame: layout.Axes) -> list[tuple[Expr, Fill | None]]:
+    """Return the additive masks in a term and what else it adds, arranged; the term itself if no mask is found."""
+    found = [(x, have, fills.read(x, have, frame)) for x, have in fills.addends(term, axes)]
+    try:
+        if any(fill is not None for *_, fill in found):
+            return [(to_frame(x, have, frame), fill) for x, have, fill in found]
+    except Unreadable:
+        pass  # what cannot be arranged alone may be arranged together
+    return [(to_frame(term, axes, frame), None)]
 
 
-def _smaller(found: Parts, keep: Expr | None) -> Expr | None:
-    """Return a mask that spans no queries where none of its parts does, else the one given."""
-    if found and all(p.keep.shape is not None and p.keep.shape[-2] == 1 for p in found):
-        return _all(found)
-    return keep
+def _smaller(found: Parts) -> Expr | None:
+    """Return a mask that spans no queries if none of its parts does."""
+    return _all(found) if all(p.keep.shape is not None and p.keep.shape[-2] == 1 for p in found) else None
 
 
 def _all(found: Sequence[Part]) -> Expr:
@@ -229,11 +238,11 @@ def one_type(a: Expr, b: Expr) -> tuple[Expr, Expr]:
     return tuple(x if x.dtype == wide else make("cast", x, to=wide) for x in (a, b))  # type: ignore[return-value]
 
 
-def _masked(keep: Expr | None, inner: Expr | None, fill: float, dtype: np.dtype[Any] | None = None) -> Expr:
+def _masked(test: Expr, inner: Expr | None, fill: float, dtype: np.dtype[Any] | None = None, yes: bool = True) -> Expr:
     """Return the bias that gives every hidden key ``fill`` instead of its score."""
     # A finite fill replaces the score. Added to it, only the lowest float32 swallows every score, so that a row
     # in which all is masked averages uniformly, as it does in the original.
-    assert keep is not None
     number = LOWEST if inner is None and np.isfinite(fill) and dtype is None else fill
     base = const(0.0, dtype) if inner is None else one_type(inner, const(0.0))[0]
-    return make("where", keep, base, const(number, dtype))
+    hidden = const(number, dtype)
+    return make("where", test, *((base, hidden) if yes else (hidden, base)))

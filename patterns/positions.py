@@ -62,7 +62,7 @@ def _constant(expr: Expr) -> Position | None:
     if expr.known is None:
         return None
     value = expr.known.reshape(-1)[0]
-    if not isinstance(value, Sym) and value != int(value):
+    if not isinstance(value, Sym) and not float(value).is_integer():
         return None
     return Position(s=0, t=0, rest=_scalar(expr))
 

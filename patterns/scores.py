@@ -14,6 +14,7 @@ from patterns.fills import NEGLIGIBLE
 from patterns.masking import Masking
 from patterns.site import Unreadable
 from patterns.visible import fill_number, parts, to_frame
+from patterns.weighted import weighted
 from rewriter import layout
 from rewriter.report import Step
 from runtime_ops import interpret
@@ -143,7 +144,7 @@ def _times(scores: Scores, factor: float) -> Scores:
 def _scaled(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     found = layout.scalar_factor(expr)
     if found is None:
-        raise Unreadable("the scores are multiplied by something that is not a known number", expr)
+        return weighted(expr, axes, frame, peel)
     inner, factor = found
     return _times(peel(inner, axes, frame), factor).said(expr, expr.word, f"scale × {factor:.6g}")
 
@@ -186,9 +187,8 @@ def _where(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
                 expr,
             )
         scores = peel(inner, axes, frame)
-        visible = to_frame(keep if kept else make("not", keep), axes, frame.scores)
-        found = parts(keep, axes, frame.scores, kept)
-        scores = dataclasses.replace(scores, masking=scores.masking.replaced(visible, found, number))
+        test, found = to_frame(keep, axes, frame.scores), parts(keep, axes, frame.scores, kept)
+        scores = dataclasses.replace(scores, masking=scores.masking.replaced(test, kept, found, number))
         return scores.said(expr, "where", f"{'keeps' if kept else 'drops'} where {place(keep)}, fill {number:g}")
     raise Unreadable("a where whose fill is not a known number stands above the product", expr)
 
@@ -211,6 +211,9 @@ def _view(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     if inner is None:
         raise Unreadable(f"a {expr.word} of the scores cannot be followed from {layout.text(axes)}", expr)
     refine(inner[1], frame)
+    batch = tuple(a for axis in inner[1] for a in axis if a.letter == "b")
+    if frame.h and len(frame.b) == 1 and len(batch) > 1:  # images and windows, beside the heads
+        raise Finer(batch, frame.h, ())
     scores = peel(*inner, frame)
     return scores.said(expr, expr.word, f"{layout.text(inner[1])} → {layout.text(axes)}")
 

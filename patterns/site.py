@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from patterns.mask import Causal, Mask
+from patterns.surroundings import Cache, Norm, Projection, Rope
 from rewriter.layout import Axes, Axis, arrange, text
 from rewriter.report import Step
 from runtime_ops.dims import Dim
@@ -50,15 +51,18 @@ class AttentionSite:
         out: the tensor that holds the result, and its layout.
         node: the node of the softmax, or of the operation that holds it.
         leaks: readers of the probabilities besides the product with v.
+        beside: what else the node of ``out`` gives (its present keys and values), by handle; a rewrite makes it too.
+        rope, qk_norm, cache: what queries and keys come through; None: looked for and not found.
+        projections: by "q", "k" and "v" the constant weights that they come from; None likewise.
         frame: the layout that the operands are arranged to: letter to atoms.
         steps: how it was read.
     """
 
-    anchor: str
+    anchor: str = field(compare=False)
     q: Operand
     k: Operand
     v: Operand
-    scale: float
+    scale: float = field(compare=False)
     softcap: float | None
     bias: Expr | None = field(compare=False)
     causal: Causal | None
@@ -70,11 +74,31 @@ class AttentionSite:
     value_width: Dim | None
     out: Operand
     node: Any = field(compare=False)
-    leaks: Sequence[str] = ()
+    leaks: Sequence[str] = field(compare=False, default=())
+    beside: Mapping[Any, Expr] = field(compare=False, default_factory=dict)
+    rope: Rope | None
+    qk_norm: Norm | None
+    cache: Cache | None
+    projections: Mapping[str, Projection | None]
     frame: dict[str, Axis] = field(compare=False, default_factory=dict)
     steps: Sequence[Step] = field(compare=False, default=())
+    scale_digits: str = field(init=False)  # what of the scale is compared: exporters split it into float32 factors
 
     kind = "attention"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale_digits", f"{self.scale:.6g}")
+
+    @property
+    def around(self) -> Sequence[str]:
+        """What queries, keys and values come through, in words."""
+        return [part.said for part in (self.rope, self.qk_norm, self.cache) if part is not None]
+
+    @property
+    def surroundings(self) -> Mapping[str, str]:
+        """The same at length, each with what was not found."""
+        parts = {"rope": self.rope, "qk norm": self.qk_norm, "cache": self.cache, **self.projections}
+        return {name: "none found" if part is None else part.sentence for name, part in parts.items()}
 
     @property
     def reads_as(self) -> str:
@@ -89,36 +113,87 @@ class AttentionSite:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardSite:
-    """One feed-forward block of a graph: ``out = (activation(x·w_in + b_in) [· (x·w_up + b_up)]) · w_out``.
+    """One feed-forward block of a graph.
+
+    Plain ``out = act(x·w_inᵀ + b_in)·w_outᵀ + b_out``; gated
+    ``out = (act(x·w_gateᵀ + b_gate) ⊙ (x·w_inᵀ + b_in))·w_outᵀ + b_out``.
 
     Attributes:
-        activation: which, decided by its numbers.
-        gated: whether a second projection multiplies the activation.
-        model_width, inner_width: lengths m and f.
-        bias_in: whether the first product has a bias.
-        x, out: the tensors between which the block lies; ``out`` before the second bias.
+        activation: which, decided by its numbers; a key of ``activation.ACTIVATIONS``.
+        x: the input; one axis is m, the others are rows.
+        w_in, w_gate: weights of axes f and m; w_gate is None in a plain block.
+        w_out: weights of axes m and f; the m of the output may be another length than that of the input.
+        b_in, b_gate: vectors [f], or None.
+        b_out: a vector [m], or None where no bias directly follows the second product; then it is not in ``out``.
+        out: the result, after ``b_out``; the same rows as x, perhaps in another order.
+        quantised: None, or the operators that round its numbers to few bits: the formula holds up to that rounding.
+        stored: None, or the element type that weights are worked out from if that is none of floats.
         node: the node of the second product.
+        leaks: readers of the inner tensor [… f] besides the second product.
         steps: how it was read.
     """
 
-    anchor: str
+    anchor: str = field(compare=False)
     activation: str
-    gated: bool
-    model_width: Dim | None
-    inner_width: Dim | None
-    bias_in: bool
-    x: Expr = field(compare=False)
-    out: Expr = field(compare=False)
+    x: Operand
+    w_in: Operand
+    b_in: Expr | None = field(compare=False)
+    w_gate: Operand | None
+    b_gate: Expr | None = field(compare=False)
+    w_out: Operand
+    b_out: Expr | None = field(compare=False)
+    out: Operand
+    quantised: str | None
+    stored: str | None
     node: Any = field(compare=False)
+    leaks: Sequence[str] = field(compare=False, default=())
     steps: Sequence[Step] = field(compare=False, default=())
 
     kind = "feed-forward"
 
     @property
+    def gated(self) -> bool:
+        """Whether a second projection multiplies the activation."""
+        return self.w_gate is not None
+
+    @property
+    def rows(self) -> Axes:
+        """The axes of the tokens, in the order of x: x is ``arranged((*rows, m))``."""
+        return tuple(axis for axis in self.x.axes if not _lettered(axis, "m"))
+
+    @property
+    def model_width(self) -> Dim:
+        """Length m of the input."""
+        return next(a.size for axis in self.x.axes for a in axis if a.name == "m")
+
+    @property
+    def inner_width(self) -> Dim:
+        """Length f."""
+        return next(a.size for axis in self.w_out.axes for a in axis if a.name == "f")
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """Which of its products have a bias: "in", "gate", "out"."""
+        given = {"in": self.b_in, "gate": self.b_gate, "out": self.b_out}
+        return tuple(name for name, bias in given.items() if bias is not None)
+
+    @property
+    def around(self) -> Sequence[str]:
+        """What its numbers are besides floats, in words."""
+        return (*((f"{self.stored} weights",) if self.stored else ()), *((self.quantised,) if self.quantised else ()))
+
+    @property
     def reads_as(self) -> str:
         """The block as a formula."""
-        inner = f"{self.activation}(x·w{' + b' if self.bias_in else ''})"
-        return f"({inner} ⊙ x·u)·w_out" if self.gated else f"{inner}·w_out"
+        first = self.b_gate if self.gated else self.b_in
+        inner, up = (f"x·{w}{'' if b is None else ' + b'}" for w, b in (("w", first), ("u", self.b_in)))
+        up = up if self.b_in is None else f"({up})"
+        block = f"({self.activation}({inner}) ⊙ {up})·w_out" if self.gated else f"{self.activation}({inner})·w_out"
+        return block if self.b_out is None else f"{block} + b_out"
+
+
+def _lettered(axis: Axis, letter: str) -> bool:
+    return any(a.letter == letter for a in axis)
 
 
 @dataclass(frozen=True, kw_only=True)

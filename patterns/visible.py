@@ -56,7 +56,17 @@ def parts(keep: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool = True) -
         axes: the layout of the scores that it broadcasts against.
         frame: the layout [b h s t] that parts are arranged to.
         yes: whether true or false is visible.
+
+    Raises:
+        Unreadable: the mask cannot be arranged to the frame.
     """
+    try:
+        return _parts(keep, axes, frame, yes)
+    except Unreadable:  # a piece cannot be arranged alone; the whole may
+        return _leaf(keep, axes, frame, yes)
+
+
+def _parts(keep: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool) -> Parts:
     known = keep.known
     if known is not None and known.dtype == bool and bool((known == yes).all()):
         return ()
@@ -66,14 +76,14 @@ def parts(keep: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool = True) -
         row = _PEELS.get(keep.word)
         found = None if have is None or row is None else row(keep, have, frame, yes)
         return found if found is not None else _leaf(keep, axes, frame, yes)
-    return parts(*inner, frame, yes)
+    return _parts(*inner, frame, yes)
 
 
 def zero_one(expr: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool) -> Parts | None:
     """Return what must all hold for a number to be 1 (``yes``) or 0; None unless it is proved to be one of both."""
     have = layout.aligned(expr, axes)
     if have is None or expr.dtype == bool:
-        return None if have is None else parts(expr, have, frame, yes)
+        return None if have is None else _parts(expr, have, frame, yes)
     inner = layout.back(expr, have)
     if inner is not None:
         return zero_one(*inner, frame, yes)
@@ -105,7 +115,7 @@ def _nonzero(expr: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool) -> Pa
         test, first, second = expr.args
         numbers = fill_number(first), fill_number(second)
         if None not in numbers and numbers.count(0.0) == 1:
-            return parts(test, have, frame, (numbers[1] == 0.0) == yes)
+            return _parts(test, have, frame, (numbers[1] == 0.0) == yes)
     return zero_one(expr, axes, frame, yes)
 
 
@@ -114,14 +124,14 @@ def _both(found: list[Parts | None]) -> Parts | None:
 
 
 def _not(expr: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool) -> Parts | None:
-    return parts(expr.args[0], axes, frame, not yes)
+    return _parts(expr.args[0], axes, frame, not yes)
 
 
 def _and(expr: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool) -> Parts | None:
     """Read a and b where true is visible, a or b where false is."""
     if (expr.word == "and") != yes:
         return None
-    return _both([parts(arg, axes, frame, yes) for arg in expr.args])
+    return _both([_parts(arg, axes, frame, yes) for arg in expr.args])
 
 
 def _cast(expr: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool) -> Parts | None:
@@ -141,7 +151,7 @@ def _where(expr: Expr, axes: layout.Axes, frame: layout.Axes, yes: bool) -> Part
     test, first, second = expr.args
     for side, other, when in ((second, first, True), (first, second, False)):
         if side.known is not None and bool((side.known != yes).all()):
-            return parts(test, axes, frame, when) + parts(other, axes, frame, yes)
+            return _parts(test, axes, frame, when) + _parts(other, axes, frame, yes)
     return None
 
 

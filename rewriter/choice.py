@@ -39,9 +39,10 @@ def choose(reading: Reading, rules: Sequence[Rule], selected: set[str], barred: 
             if why is not None:
                 edit.refused.append(Refusal(site=name, rule=rule.name, reason=why))
                 continue
-            edit.rules[name], edit.plans[name] = rule, rule.plan(site, rule.given)
+            editable = reading.editable(name, rule)
+            edit.rules[name], edit.plans[name] = rule, rule.plan(editable, rule.given)
             if rule.keeps is Keeps.LIMIT:
-                edit.limits[name] = rule.plan(site, rule.at_limit().given)
+                edit.limits[name] = rule.plan(editable, rule.at_limit().given)
             break
     edit.refused = [r for r in edit.refused if r.site not in edit.plans]
     return edit

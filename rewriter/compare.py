@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from rewriter import files, inputs, sessions
 from rewriter.errors import GraftError
+from rewriter.hosts.base import Graphs
 from rewriter.hosts.onnx import OnnxGraphs
 from rewriter.inputs import Case
 from rewriter.report import OutputError, VerifyReport
@@ -44,12 +46,15 @@ def verify(
     missing = [o.name for o in first.get_outputs() if o.name not in {p.name for p in second.get_outputs()}]
     if missing:
         raise GraftError(f"{b}: has no output '{missing[0]}', which {a} has")
-    found = cases(graphs, first, inputs, dims)
+    found = cases(graphs, partial(sessions.run, first), inputs, dims)
     return compare_sessions(first, second, found, tolerance)
 
 
 def cases(
-    graphs: OnnxGraphs, session: Any, file: str | os.PathLike[str] | None, dims: Mapping[str, int] | None
+    graphs: Graphs,
+    run: Callable[[inputs.Feeds], object],
+    file: str | os.PathLike[str] | None,
+    dims: Mapping[str, int] | None,
 ) -> list[Case]:
     """Return the inputs to compare on; made-up lengths are tried until the model runs on them.
 
@@ -63,20 +68,20 @@ def cases(
     for batch, length in inputs.SIZES:
         made = list(signature.cases(dims or {}, batch, length))
         try:
-            sessions.run(session, made[0].feeds)
+            run(made[0].feeds)
         except GraftError as error:
             problem = problem or error
             if not set(signature.dims) - set(dims or {}):
                 break
             continue
-        return [case for case in made if _runs(session, case)]
+        return [case for case in made if _runs(run, case)]
     raise GraftError(f"{problem}; name sizes with --dim NAME=N or pass inputs with --inputs FILE.npz")
 
 
-def _runs(session: Any, case: Case) -> bool:
+def _runs(run: Callable[[inputs.Feeds], object], case: Case) -> bool:
     """Return whether the original takes a case; models made for longer inputs fail at length 1 by themselves."""
     try:
-        sessions.run(session, case.feeds)
+        run(case.feeds)
     except GraftError:
         return False
     return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewriter.errors import GraftError
-from rewriter.hosts.onnx import OnnxGraphs
+from rewriter.hosts.base import Graphs
 from runtime_ops import interpret
 from runtime_ops.dims import Dim, Sym, bind
 from runtime_ops.words import Expr
@@ -40,10 +40,8 @@ class _Signature:
 class Signature:
     """The inputs of a model: names, symbolic shapes, types, and what they are for."""
 
-    def __init__(self, graphs: OnnxGraphs) -> None:
-        initializers = set(graphs.model.graph.initializers)
-        values = [v for v in graphs.model.graph.inputs if v.name not in initializers]
-        self.inputs = [_signature(graphs, graphs.exprs[value]) for value in values]
+    def __init__(self, graphs: Graphs) -> None:
+        self.inputs = [_signature(graphs, expr) for expr in graphs.inputs()]
 
     @property
     def dims(self) -> list[str]:
@@ -79,7 +77,7 @@ class Signature:
             yield Case(name="length 1", feeds=self.feeds(self.sizes(given, batch, 1), 3))
 
 
-def _signature(graphs: OnnxGraphs, expr: Expr) -> _Signature:
+def _signature(graphs: Graphs, expr: Expr) -> _Signature:
     name = expr.handle.name
     if expr.shape is None or expr.dtype is None:
         raise GraftError(f"input '{name}' has no declared shape or type; pass inputs with --inputs FILE.npz")
@@ -88,7 +86,7 @@ def _signature(graphs: OnnxGraphs, expr: Expr) -> _Signature:
     return _Signature(name=name, shape=expr.shape, dtype=expr.dtype, vocabulary=vocabulary, mask=mask)
 
 
-def _vocabulary(graphs: OnnxGraphs, expr: Expr) -> int | None:
+def _vocabulary(graphs: Graphs, expr: Expr) -> int | None:
     """Return the length of the smallest table that an input picks rows of."""
     if expr.dtype is None or expr.dtype.kind not in "iu":
         return None

@@ -7,18 +7,23 @@ An axis is a tuple of atoms, outermost first; ``()`` is an axis of length 1. ``b
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rewriter.lengths import repeated
 from runtime_ops.dims import Dim, exact_quotient, product
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """An indivisible axis: a letter (with digits for parts of a letter, outermost first) and its length."""
+    """An indivisible axis: a letter (with digits for parts of a letter, outermost first) and its length.
+
+    ``length`` is the same as a tensor of one element, where one is known.
+    """
 
     name: str
     size: Dim
+    length: Expr | None = field(default=None, compare=False, repr=False)
 
     @property
     def letter(self) -> str:
@@ -213,12 +218,19 @@ def aligned(expr: Expr, axes: Axes) -> Axes | None:
 def arrange(expr: Expr, axes: Axes, target: Axes) -> Expr | None:
     """Return ``expr`` brought from one layout to another; None if a length cannot be worked out.
 
-    ``target`` may lack no atom of ``axes``; atoms that only ``target`` has become axes of length 1.
+    ``target`` may lack no atom of ``axes``; axes that only ``target`` has get length 1. Of an axis of several atoms,
+    those that ``expr`` lacks are repeated: merged with the others, they would not broadcast.
     """
     names = {a.name for axis in axes for a in axis}
+    lacking = [a for axis in target if not names.isdisjoint(a.name for a in axis) for a in axis if a.name not in names]
+    if lacking:
+        wide = repeated(expr, [const([a.size]) if isinstance(a.size, int) else a.length for a in lacking])
+        return None if wide is None else arrange(wide, (*((a,) for a in lacking), *axes), target)
     goal = tuple(tuple(a for a in axis if a.name in names) for axis in target)
     if sum(len(axis) for axis in goal) != len(names):
         return None
+    if goal == axes:
+        return expr
     order = [a for axis in goal for a in axis]
     split = _split(expr, axes)
     if split is None:

@@ -6,23 +6,28 @@ from typing import Any
 
 from rewriter import registry
 from rewriter.errors import GraftError
-from rewriter.reading import ModelLike, Reading, name_of, open_any, read
+from rewriter.host import InputsLike, ModelLike, open_host
+from rewriter.reading import Reading
 from rewriter.report import DeclineRow, ShowReport, SiteRow, Story, WhyReport
-from runtime_ops.dims import Dim
+from runtime_ops.dims import Dim, vague
 
 
-def show(model: ModelLike) -> ShowReport:
+def show(model: ModelLike, inputs: InputsLike = None) -> ShowReport:
     """List the sites of a model, and for each softmax that is none the reason.
+
+    Args:
+        model: an ONNX file, an ``onnx_ir.Model``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``.
+        inputs: example inputs of a traced graph whose shapes are not known yet.
 
     Raises:
         GraftError: the model cannot be opened.
     """
-    reading = read(open_any(model))
-    opsets = reading.graphs.model.opset_imports
+    host = open_host(model, inputs)
+    reading = host.read()
     return ShowReport(
-        model=name_of(model),
-        host="onnx",
-        opset=opsets.get("", opsets.get("ai.onnx")),
+        model=host.name,
+        host=host.kind,
+        opset=host.opset,
         sites=[_row(name, site) for name, site in reading.sites.items()],
         declines=[DeclineRow(kind=d.kind, anchor=d.anchor, reason=d.reason, at=d.at) for d in reading.declines],
     )
@@ -44,31 +49,44 @@ def _row(name: str, site: Any) -> SiteRow:
         model_width=_number(getattr(site, "model_width", None)),
         inner_width=_number(getattr(site, "inner_width", None)),
         anchor=site.anchor,
+        **{name: getattr(site, name) for name in _OF_ITS_KIND if hasattr(site, name)},
     )
 
 
-def _number(length: Dim | None) -> int | None:
-    return length if isinstance(length, int) else None
+_OF_ITS_KIND = (
+    "around", "rope", "qk_norm", "cache", "projections",
+    "activation", "gated", "biases", "quantised", "stored",
+)  # fmt: skip
+_SIMPLE = 24  # characters of a length that fit a table
 
 
-def why(model: ModelLike, site: str | None = None) -> WhyReport:
+def _number(length: Dim | None) -> int | str | None:
+    """Return a length: as a number, as text where it is a simple expression of names, else None."""
+    if length is None or isinstance(length, int):
+        return length
+    return None if vague(length) or len(str(length)) > _SIMPLE else str(length)
+
+
+def why(model: ModelLike, site: str | None = None, inputs: InputsLike = None) -> WhyReport:
     """Tell how every site was read and what rules say of it, and why each other softmax was not.
 
     Args:
-        model: a file or a model in memory.
+        model: as in ``show``.
         site: tell of this site or anchor only.
+        inputs: as in ``show``.
 
     Raises:
         GraftError: the model cannot be opened, or there is no such site.
     """
-    reading = read(open_any(model))
+    host = open_host(model, inputs)
+    reading = host.read()
     stories = [*_declines(reading), *_sites(reading)]
     if site is not None:
         chosen = [s for s in stories if site in (s.id, s.anchor)]
         if not chosen:
             raise GraftError(f"no site or decline is called '{site}'; there are {', '.join(s.id for s in stories)}")
         stories = chosen
-    return WhyReport(model=name_of(model), stories=stories)
+    return WhyReport(model=host.name, stories=stories)
 
 
 def _declines(reading: Reading) -> list[Story]:
@@ -87,5 +105,14 @@ def _sites(reading: Reading) -> list[Story]:
         said = {
             rule.name: rule.why_not(site, rule.given) or "applies" for rule in rules.values() if rule.on == site.kind
         }
-        stories.append(Story(id=name, anchor=site.anchor, outcome=site.reads_as, steps=site.steps, rules=said))
+        stories.append(
+            Story(
+                id=name,
+                anchor=site.anchor,
+                outcome=site.reads_as,
+                steps=site.steps,
+                around=getattr(site, "surroundings", {}),
+                rules=said,
+            )
+        )
     return stories

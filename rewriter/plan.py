@@ -41,7 +41,8 @@ def _text(expr: Expr) -> str:
     args = [_text(a) for a in expr.args]
     if expr.word == "call":
         named = [f"{name}={arg}" for name, arg in zip(expr.attrs["names"], args, strict=True)]
-        attrs = [f"{k}={v:g}" for k, v in expr.attrs["values"].items() if v is not None]
+        values = {k: v for k, v in expr.attrs["values"].items() if v is not None}
+        attrs = [f"{k}={v}" if isinstance(v, str) else f"{k}={v:g}" for k, v in values.items()]
         return f"{expr.attrs['spec'].name}({', '.join(named + attrs)})"
     return f"{expr.word}({', '.join(args)})"
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
+import numpy as np
 from ml_dtypes import finfo
 
-from rewriter import compare, sessions, site_check
+from rewriter import compare, site_check
 from rewriter.choice import Edit
 from rewriter.errors import VerificationError
-from rewriter.hosts import onnx_edit
-from rewriter.inputs import Case
-from rewriter.reading import ModelLike, Reading, open_any, read
+from rewriter.reading import Reading
 from rewriter.report import ApplyCheck, SiteError, VerifyReport
+from rewriter.site_check import Leaves
 from runtime_ops.interpret import has_handle, is_float, topological
+from runtime_ops.words import Expr
+
+if TYPE_CHECKING:
+    from rewriter.host import Host
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,45 +35,48 @@ def _rounding(edit: Edit) -> float:
     return max([compare.TOLERANCE, *(2 * float(finfo(t).eps) for t in floats)])  # type: ignore[no-untyped-call]
 
 
-class Prover:
-    """Runs the original and the result of one edit."""
+class Prover(ABC):
+    """Runs the original and the result of one edit; hosts say how.
 
-    def __init__(
-        self,
-        model: ModelLike,
-        file: str | os.PathLike[str] | None,
-        dims: Mapping[str, int] | None,
-        tell: Progress,
-        folder: Path,
-    ) -> None:
-        self.model, self.file, self.dims, self.tell, self.folder = model, file, dims, tell, folder
-        self.found: list[Case] = []
-        self.original = folder / "original.onnx"
+    Args:
+        host: the model.
+        tell: called with (what, done, total) as the work goes on.
+        folder: where files may be written.
+    """
+
+    def __init__(self, host: Host, tell: Progress, folder: Path) -> None:
+        self.host, self.tell, self.folder = host, tell, folder
+
+    @abstractmethod
+    def capture(self, reading: Reading, wanted: Sequence[Any]) -> list[Leaves]:
+        """Return the values of tensors, by their handles, in every case that the original is run on."""
+
+    @abstractmethod
+    def alone(self, site: str, expr: Expr, examples: Leaves) -> Callable[[Leaves], np.ndarray]:
+        """Return what runs one plan alone, as it will run, on the tensors that it reads."""
+
+    @abstractmethod
+    def compare(self, result: Any, tolerance: float) -> VerifyReport:
+        """Return how far a result is from the original in every case."""
+
+    @abstractmethod
+    def noise(self) -> float:
+        """Return how far the original is from itself when it is computed in another order."""
 
     def sites(self, reading: Reading, edit: Edit) -> dict[str, SiteError]:
         """Return every rewritten site's own errors."""
-        model = reading.graphs.model
-        if isinstance(self.model, ir.Model):
-            ir.save(model, self.original, external_data="original.data")
-        else:
-            self.original = Path(self.model)
-        session = sessions.open_session(self.original, ours=False)
-        self.found = compare.cases(reading.graphs, session, self.file, self.dims)
-        del session
-        wanted: dict[ir.Value, None] = {}
+        wanted: dict[Any, None] = {}
         for plan in edit.plans.values():
             wanted.update(dict.fromkeys(site_check.wanted(reading.graphs, plan)))
-        captured = site_check.capture(model, list(wanted), self.folder, self.found)
+        captured = self.capture(reading, list(wanted))
         errors = {}
         for n, (site, plan) in enumerate(edit.plans.items()):
             self.tell("checking sites", n, len(edit.plans))
-            error = site_check.check(reading.graphs, site, plan, edit.limits.get(site), captured, self.folder)
+            error = site_check.check(reading.graphs, site, plan, edit.limits.get(site), captured, self.alone)
             errors.update({} if error is None else {site: error})
         return errors
 
-    def whole(
-        self, edit: Edit, result: Path, errors: Mapping[str, SiteError], rolled_back: Sequence[str]
-    ) -> ApplyCheck:
+    def whole(self, edit: Edit, result: Any, errors: Mapping[str, SiteError], rolled_back: Sequence[str]) -> ApplyCheck:
         """Return the end-to-end errors.
 
         Raises:
@@ -77,9 +84,9 @@ class Prover:
         """
         self.tell("comparing models", 0, 1)
         exact = self._at_limit(edit) if edit.limits else result
-        report = self._compare(exact, _rounding(edit))
+        report = self.compare(exact, _rounding(edit))
         if not report.passed:
-            allowed = max(report.tolerance, 2 * compare.noise(self.original, self.found))
+            allowed = max(report.tolerance, 2 * self.noise())
             passed = all(o.rel_l2 <= allowed for o in report.outputs)
             report = dataclasses.replace(report, tolerance=allowed, passed=passed)
         if not report.passed:
@@ -88,7 +95,7 @@ class Prover:
                 f"output '{worst.name}' differs from the original by {worst.rel_l2:.2g} (relative L2), "
                 f"more than {report.tolerance:.2g}; nothing was written"
             )
-        approximation = self._compare(result, float("inf")) if edit.limits else None
+        approximation = self.compare(result, float("inf")) if edit.limits else None
         self.tell("comparing models", 1, 1)
         return ApplyCheck(
             sites=list(errors.values()),
@@ -97,16 +104,9 @@ class Prover:
             rolled_back=list(rolled_back),
         )
 
-    def _at_limit(self, edit: Edit) -> Path:
-        """Write the model with every rule at the options at which it is exact."""
-        reading = read(open_any(self.model))
+    def _at_limit(self, edit: Edit) -> Any:
+        """Return the model with every rule at the options at which it is exact."""
+        reading = self.host.read()
         rules = {site: rule.at_limit() for site, rule in edit.rules.items()}
-        plans = {site: rule.plan(reading.sites[site], rule.given) for site, rule in rules.items()}
-        onnx_edit.lower(reading.graphs, plans)
-        path = self.folder / "limit.onnx"
-        ir.save(reading.graphs.model, path, external_data="limit.data")
-        return path
-
-    def _compare(self, other: Path, tolerance: float) -> VerifyReport:
-        first = sessions.open_session(self.original, ours=False)
-        return compare.compare_sessions(first, sessions.open_session(other), self.found, tolerance)
+        plans = {site: rule.plan(reading.editable(site, rule), rule.given) for site, rule in rules.items()}
+        return self.host.keep(self.host.lower(reading, plans), self.folder, "limit.onnx")

@@ -96,7 +96,7 @@ def _show(report: ShowReport) -> Iterable[RenderableType]:
     yield f"{report.model} ({report.host}{opset}): {found}"
     if report.sites:
         yield ""
-        heads = ("site", "reads as", ">heads", ">width", "mask", "anchor")
+        heads = ("site", "reads as", ">heads", ">width", "mask", "around", "anchor")
         yield table(heads, map(_site, report.sites))
     if report.declines:
         yield "\nnot read:"
@@ -108,10 +108,10 @@ def _site(row: SiteRow) -> Sequence[str]:
     heads, width = _pair(row.heads, row.kv_heads), _pair(row.head_width, row.value_width)
     if row.inner_width is not None:
         heads, width = "", _pair(row.model_width, row.inner_width)
-    return (row.id, row.reads_as, heads, width, row.mask or "", row.anchor)
+    return (row.id, row.reads_as, heads, width, row.mask or "", ", ".join(row.around), row.anchor)
 
 
-def _pair(one: int | None, other: int | None) -> str:
+def _pair(one: int | str | None, other: int | str | None) -> str:
     """Return both numbers, or one where they agree; ? is for what the graph does not say."""
     first, second = ("?" if n is None else str(n) for n in (one, other))
     return first if first == second else f"{first}/{second}"
@@ -143,6 +143,8 @@ def _story(story: Story) -> Iterable[RenderableType]:
             (">step", "node", "met", "meaning"),
             ((str(n), s.node, s.met, s.meaning) for n, s in enumerate(story.steps, 1)),
         )
+    for name, found in story.around.items():
+        yield _indented(f"{name}: {found}", 2)
     for name, answer in story.rules.items():
         yield _indented(f"rule {name}: {answer}", 2)
 

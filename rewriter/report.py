@@ -41,21 +41,31 @@ class SiteRow(Report):
     id: str
     kind: str  # "attention" | "feed-forward"
     reads_as: str  # one line in formula form, e.g. "softmax(0.125 q·kᵀ + bias) v"
-    heads: int | None
-    kv_heads: int | None
-    head_width: int | None
-    value_width: int | None
+    heads: int | str | None  # a length in words where it is known by name only; None where it is not known
+    kv_heads: int | str | None
+    head_width: int | str | None
+    value_width: int | str | None
     scale: float | None
     mask: str | None
     softcap: float | None
-    model_width: int | None
-    inner_width: int | None
+    model_width: int | str | None
+    inner_width: int | str | None
     anchor: str  # name of the anchor node
+    activation: str | None = None
+    gated: bool | None = None
+    biases: Sequence[str] | None = None  # of "in", "gate", "out": those that are there
+    quantised: str | None = None  # operators that round numbers of the block to few bits
+    stored: str | None = None  # element type of weights that are no floats
+    around: Sequence[str] = ()  # what q, k and v come through: "rope", "qk-norm", "cache"; the format of a block
+    rope: Report | None = None  # None in these: looked for and not found
+    qk_norm: Report | None = None
+    cache: Report | None = None
+    projections: Mapping[str, Report | None] | None = None  # by "q", "k" and "v"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeclineRow(Report):
-    """One softmax that was not read as attention, and why."""
+    """One softmax that was not read as attention, or near miss of a feed-forward block, and why."""
 
     kind: str
     anchor: str
@@ -65,7 +75,7 @@ class DeclineRow(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ShowReport(Report):
-    """The sites of a model and the softmaxes that are not sites."""
+    """The sites of a model, the softmaxes that are not sites, and near misses of feed-forward blocks."""
 
     model: str
     host: str  # "onnx" | "fx"
@@ -92,6 +102,7 @@ class Story(Report):
     outcome: str  # "attention" or the decline's reason
     steps: Sequence[Step]
     rules: Mapping[str, str]  # rule name: "applies" or the reason why not
+    around: Mapping[str, str] = field(default_factory=dict)  # "rope", "qk norm", "cache", "q", "k", "v": in words
 
 
 @dataclass(frozen=True, kw_only=True)

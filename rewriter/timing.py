@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _feeds(
     """Return plain inputs; if not all sizes are given, ones that the model runs on."""
     if set(signature.dims) <= set(given):
         return signature.feeds(signature.sizes(given, 1, 1))
-    return compare.cases(graphs, sessions.open_session(a, ours=False), None, given)[0].feeds
+    return compare.cases(graphs, partial(sessions.run, sessions.open_session(a, ours=False)), None, given)[0].feeds
 
 
 def _used(signature: inputs.Signature, feeds: Feeds) -> Iterator[int | None]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from runtime_ops.dims import Dim, Sym
 from runtime_ops.to_onnx import Writer
 from runtime_ops.words import Expr
 
@@ -34,7 +33,7 @@ class Bodies:
         The first body of an operation has none: ONNX Runtime (1.31) loses the overload of a call inside another
         function, so that only this one is found there where our kernels are missing.
         """
-        signature = {name: (_heads(shape), dtype) for name, (shape, dtype) in signature.items()}
+        signature = spec.told(signature)
         told = {name: (str(shape), str(dtype)) for name, (shape, dtype) in signature.items()}
         key = repr((spec.name, told, sorted(values.items()), opset))
         if key not in self._overloads:
@@ -43,13 +42,6 @@ class Bodies:
             self._taken.add((spec.name, self._overloads[key]))
             self.functions.append(spec.body(signature, values, opset, self._overloads[key]))
         return self._overloads[key]
-
-
-def _heads(shape: Sequence[Dim] | None) -> tuple[Dim, ...] | None:
-    """Return a shape of which only the second axis is told: bodies depend on the number of heads, on no length."""
-    if shape is None or len(shape) != 4:
-        return None
-    return tuple(length if i == 1 else Sym.named(f"{i}") for i, length in enumerate(shape))
 
 
 def function(

@@ -1,4 +1,4 @@
-"""TopKAttention for torch tensors on CUDA, forward and backward, on the current stream.
+"""TopKAttention for torch tensors on CUDA, forward and backward, on the current stream; `torch_ops` calls it.
 
 The kernels are in `libruntime_ops_cuda.so`; `GRAFT_CUDA_LIBRARY` names another file. torch is imported on first use.
 """
@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime_ops.kernels import _MAX_RANK, LibraryError, _Tensor, _TopKAttention, find_library
+from runtime_ops.abi import MAX_RANK, LibraryError, Tensor, TopKAttention
+from runtime_ops.kernels import find_library
 
 if TYPE_CHECKING:
     import torch
 
 CUDA_ABI_VERSION = 1
-_CHUNK_BYTES = 1 << 28  # of scores, where the exact gradient is made chunk by chunk
+OP, WIDEST = "TopKAttention", 256  # the operation that has CUDA kernels, and how wide its heads may be
 
 
 class _Saved(ctypes.Structure):
@@ -31,9 +32,9 @@ class _Backward(ctypes.Structure):
     """`graft_topk_attention_backward`."""
 
     _fields_ = [
-        ("forward", _TopKAttention),
+        ("forward", TopKAttention),
         ("saved", _Saved),
-        *((name, _Tensor) for name in ("d_out", "d_q", "d_k", "d_v")),
+        *((name, Tensor) for name in ("d_out", "d_q", "d_k", "d_v")),
     ]
 
 
@@ -71,9 +72,7 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def run_forward(
-    library: ctypes.CDLL, args: _TopKAttention, saved: _Saved | None, stream: int, scratch: Scratch
-) -> None:
+def run_forward(library: ctypes.CDLL, args: TopKAttention, saved: _Saved | None, stream: int, scratch: Scratch) -> None:
     """Enqueue one forward pass; with `saved`, keep what the backward pass needs."""
     size = max(library.graft_cuda_topk_attention_workspace(ctypes.byref(args)), 0)
     tail = (ctypes.c_void_p(stream), ctypes.c_void_p(scratch(size)), ctypes.c_size_t(size))
@@ -95,48 +94,63 @@ def run_backward(library: ctypes.CDLL, args: _Backward, stream: int, scratch: Sc
         raise LibraryError(error.decode())
 
 
-def topk_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    key_mask: torch.Tensor | None = None,
-    past_length: torch.Tensor | int | None = None,
-    *,
-    k_top: int = 0,
-    scale: float | None = None,
-    causal: bool = False,
-    softcap: float = 0.0,
-) -> torch.Tensor:
-    """softmax(scale q kT + bias) v over the `k_top` best keys of every row (0: over all of them), on the GPU.
+def takes(inputs: Sequence[torch.Tensor | None]) -> bool:
+    """Return whether the CUDA library is there and takes these tensors: q, k, v, bias, key_mask, past_length."""
+    import torch
 
-    q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length int64,
-    a scalar or [b]; fp32, fp16 or bf16, accumulated in fp32. Gradients reach q, k and v, not the bias. With `k_top`
-    they need memory for b h s k_top scores; the selection counts as constant, as in Gupta et al. 2021, section 2.
+    q, k, v, bias, key_mask, _ = inputs
+    if q is None or k is None or v is None or not q.is_cuda or library_path() is None:
+        return False
+    types, floats = (torch.float32, torch.float16, torch.bfloat16), [x for x in (q, k, v, bias) if x is not None]
+    one_gpu = {x.device for x in (*floats, key_mask) if x is not None} == {q.device}
+    return one_gpu and all(x.dtype in types for x in floats) and max(q.shape[3], v.shape[3]) <= WIDEST
+
+
+def forward(
+    inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any], keep: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return the result of TopKAttention and, with `keep`, the kept scores and keys [b h s k] for `backward`.
+
+    The inputs are those of the operation, in its order; fp32, fp16 or bf16, accumulated in fp32.
     """
-    if bias is not None and bias.requires_grad:
-        raise LibraryError("The CUDA kernels have no gradient of the bias: detach it, or use the torch operation.")
-    if not isinstance(past_length, int | None):
-        past_length = past_length.to(q.device)
-    settings = (k_top, q.shape[3] ** -0.5 if scale is None else scale, softcap, causal)
-    result: torch.Tensor = _function().apply(q, k, v, bias, key_mask, past_length, settings)
-    return result
+    settings = _settings(inputs, attrs)
+    q, k, v, bias, key_mask, past = inputs
+    rows = tuple(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
+    past = None if past is None or q is None else past.to(q.device).reshape(-1)
+    return _forward((*rows, bias, key_mask, past), settings, keep and settings[0] > 0)
 
 
-def _view(tensor: torch.Tensor | None) -> _Tensor:
+def backward(
+    grad: torch.Tensor, saved: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of q, k and v from what a `forward` with k over 0 returned."""
+    (q, k, v), (out, scores, keys) = inputs[:3], saved
+    return _backward(q, k, v, out, scores, keys, _settings(inputs, attrs), grad)
+
+
+def _settings(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
+    q, k = inputs[:2]
+    if q is None or k is None:
+        raise LibraryError("q and k are not optional.")
+    scale = q.shape[3] ** -0.5 if attrs["scale"] is None else attrs["scale"]
+    return min(attrs["k"], k.shape[2]), scale, attrs["softcap"], attrs["causal"]
+
+
+def _view(tensor: torch.Tensor | None) -> Tensor:
     """Return the tensor as the library sees it, without a copy; an absent one for None."""
     if tensor is None:
-        return _Tensor()
+        return Tensor()
     import torch
 
     dtypes = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.bfloat16: 16}
     if tensor.dtype not in dtypes:
         raise LibraryError(f"Element type {tensor.dtype} is not supported; allowed are {', '.join(map(str, dtypes))}.")
     _require_cuda(tensor)
-    if tensor.ndim > _MAX_RANK:
-        raise LibraryError(f"Rank {tensor.ndim} is not supported; allowed are ranks up to {_MAX_RANK}.")
-    lengths = ctypes.c_int64 * _MAX_RANK
-    return _Tensor(
+    if tensor.ndim > MAX_RANK:
+        raise LibraryError(f"Rank {tensor.ndim} is not supported; allowed are ranks up to {MAX_RANK}.")
+    lengths = ctypes.c_int64 * MAX_RANK
+    return Tensor(
         tensor.data_ptr(),
         dtypes[tensor.dtype],
         tensor.ndim,
@@ -173,9 +187,9 @@ class _Scratch:
         return self.memory.data_ptr()
 
 
-def _arguments(inputs: tuple[Any, ...], out: torch.Tensor, settings: tuple[Any, ...]) -> _TopKAttention:
+def _arguments(inputs: tuple[Any, ...], out: torch.Tensor, settings: tuple[Any, ...]) -> TopKAttention:
     k_top, scale, softcap, causal = settings
-    return _TopKAttention(*(_view(x) for x in inputs), _view(out), k_top, scale, softcap, causal, 0)
+    return TopKAttention(*(_view(x) for x in inputs), _view(out), k_top, scale, softcap, causal, 0)
 
 
 def _forward(inputs: tuple[Any, ...], settings: tuple[Any, ...], keep: bool) -> tuple[Any, Any, Any]:
@@ -213,74 +227,3 @@ def _backward(q: Any, k: Any, v: Any, out: Any, scores: Any, keys: Any, settings
         run_backward(load(), args, stream, _Scratch(q.device))
     pairs = zip((d_q, d_k, d_v), (q, k, v), strict=True)
     return tuple(d if x.shape[0] == b else d.sum(0, keepdim=True) for d, x in pairs)
-
-
-def _exact_rows(q: Any, k: Any, v: Any, rest: Any, settings: Any, first: int) -> Any:
-    """Exact attention of a slice of queries in plain torch operations, for the exact gradient."""
-    import torch
-
-    bias, key_mask, past = rest
-    _, scale, softcap, causal = settings
-    group = q.shape[1] // k.shape[1]
-    wide_k, wide_v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    x = (q @ wide_k.mT).float() * scale
-    x = softcap * torch.tanh(x / softcap) if softcap else x
-    x = x if bias is None else x + bias.float()
-    if key_mask is not None:
-        x = x.masked_fill(~key_mask[:, None, None, :], -torch.inf)
-    if causal:
-        row = torch.arange(first, first + q.shape[2], device=q.device)[:, None]
-        row = row if past is None else row + torch.as_tensor(past, device=q.device).reshape(-1, 1, 1, 1)
-        x = x.masked_fill(torch.arange(k.shape[2], device=q.device) > row, -torch.inf)
-    seen = x.amax(-1, keepdim=True) > -torch.inf
-    return torch.softmax(torch.where(seen, x, 0.0), -1).mul(seen).to(v.dtype) @ wide_v
-
-
-def _exact_backward(inputs: tuple[Any, ...], settings: Any, d_out: Any) -> tuple[Any, ...]:
-    """Return d_q, d_k and d_v of exact attention, recomputed for a bounded number of queries at a time."""
-    import torch
-
-    q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
-    bias = inputs[3]
-    rows = max(1, _CHUNK_BYTES // max(1, 4 * d_out.shape[0] * q.shape[1] * k.shape[2]))
-    for first in range(0, q.shape[2], rows):
-        cut = slice(first, first + rows)
-        part = bias[..., cut, :] if bias is not None and bias.ndim > 1 and bias.shape[-2] > 1 else bias
-        with torch.enable_grad():
-            out = _exact_rows(q[:, :, cut], k, v, (part, *inputs[4:]), settings, first)
-        out.backward(d_out[:, :, cut])
-    return tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in (q, k, v))
-
-
-@functools.cache
-def _function() -> Any:
-    """Return the autograd function, made when torch is first needed."""
-    import torch
-
-    class TopKAttention(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
-        @staticmethod
-        def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, key_mask: Any, past: Any, settings: Any) -> Any:
-            inputs = tuple(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-            wide_bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
-            past = None if past is None else torch.as_tensor(past, device=q.device).reshape(-1)
-            rest = (wide_bias, key_mask, past)
-            training = any(ctx.needs_input_grad[:3])
-            kept = min(settings[0], k.shape[2])
-            settings = (kept, *settings[1:])
-            out, scores, keys = _forward((*inputs, *rest), settings, training and kept > 0)
-            ctx.settings = settings
-            if training:
-                masks = (None, None, None) if kept else rest  # saved scores already know the masks
-                ctx.save_for_backward(*inputs, *masks, out if kept else None, scores, keys)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, d_out: Any) -> Any:
-            q, k, v, bias, key_mask, past, out, scores, keys = ctx.saved_tensors
-            if scores is None:
-                gradients = _exact_backward((q, k, v, bias, key_mask, past), ctx.settings, d_out)
-            else:
-                gradients = _backward(q, k, v, out, scores, keys, ctx.settings, d_out)
-            return (*gradients, None, None, None, None)
-
-    return TopKAttention

@@ -9,71 +9,24 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 import runtime_ops
+from runtime_ops import abi
+from runtime_ops.abi import Array, LibraryError
 
-ABI_VERSION = 1
+__all__ = [
+    "LibraryError", "find_library", "kernels", "library_path", "load", "register", "run_topk_attention",
+    "run_topk_feed_forward", "session",
+]  # fmt: skip
+
 _DISTRIBUTION = "attn-graft"
-_DTYPES = {
-    np.dtype(np.float32): 1,
-    np.dtype(np.int64): 7,
-    np.dtype(np.bool_): 9,
-    np.dtype(np.float16): 10,
-    np.dtype(ml_dtypes.bfloat16): 16,
-}
-_MAX_RANK = 5
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-class LibraryError(RuntimeError):
-    """The kernel library is missing, does not belong to this package, or refused its arguments."""
-
-
-class _Tensor(ctypes.Structure):
-    """`graft_tensor`: a strided view."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("dtype", ctypes.c_int32),
-        ("rank", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * _MAX_RANK),
-        ("strides", ctypes.c_int64 * _MAX_RANK),
-    ]
-
-
-_INPUTS = ("q", "k", "v", "bias", "key_mask", "past_length")
-
-
-class _TopKAttention(ctypes.Structure):
-    """`graft_topk_attention`."""
-
-    _fields_ = [
-        *((name, _Tensor) for name in (*_INPUTS, "out")),
-        ("top_k", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-        ("causal", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
-    ]
-
-
-_Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-_Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, _Task, ctypes.c_void_p)
-
-
-class _Pool(ctypes.Structure):
-    """`graft_pool`: how a kernel runs independent tasks."""
-
-    _fields_ = [("pool", ctypes.c_void_p), ("run", _Run), ("threads", ctypes.c_int32)]
 
 
 def library_path() -> Path | None:
@@ -107,24 +60,19 @@ def _load(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise LibraryError(f"{path} cannot be loaded: {error}") from error
-    for name in (
-        "graft_version",
-        "graft_list_kernels",
-        "graft_run_topk_attention",
-        "graft_pick_topk_attention",
-    ):
-        if not hasattr(library, name):
-            raise LibraryError(f"{path} is no graft kernel library: it has no {name}")
+    if not hasattr(library, "graft_abi_version"):
+        raise LibraryError(f"{path} is no graft kernel library: it has no graft_abi_version")
+    for name in ("graft_version", "graft_list_kernels"):
         getattr(library, name).restype = ctypes.c_char_p
     _check_versions(library, path)
     return library
 
 
 def _check_versions(library: ctypes.CDLL, path: Path) -> None:
-    abi = library.graft_abi_version()
-    if abi != ABI_VERSION:
+    found = library.graft_abi_version()
+    if found != abi.ABI_VERSION:
         raise LibraryError(
-            f"{path} has ABI version {abi}, this package needs {ABI_VERSION}: build or install them together."
+            f"{path} has ABI version {found}, this package needs {abi.ABI_VERSION}: build or install them together."
         )
     try:
         wanted = metadata.version(_DISTRIBUTION)
@@ -139,44 +87,6 @@ def kernels() -> list[dict[str, Any]]:
     """One row per kernel in the library: op, name, isa, dtypes, limits, rank, usable, reason."""
     rows: list[dict[str, Any]] = json.loads(load().graft_list_kernels())
     return rows
-
-
-def _view(array: Array | None) -> _Tensor:
-    """Describe the array as the library sees it, without a copy; an absent one for None."""
-    if array is None:
-        return _Tensor()
-    if array.dtype not in _DTYPES:
-        allowed = ", ".join(str(dtype) for dtype in _DTYPES)
-        raise LibraryError(f"Element type {array.dtype} is not supported; allowed are {allowed}.")
-    if array.ndim > _MAX_RANK:
-        raise LibraryError(f"Rank {array.ndim} is not supported; allowed are ranks up to {_MAX_RANK}.")
-    strides = [stride // array.itemsize for stride in array.strides]
-    shape_type = ctypes.c_int64 * _MAX_RANK
-    return _Tensor(array.ctypes.data, _DTYPES[array.dtype], array.ndim, shape_type(*array.shape), shape_type(*strides))
-
-
-def _rows(array: Array) -> Array:
-    """Copy the array where its last axis is not contiguous."""
-    ready = array.ndim == 0 or array.shape[-1] <= 1 or array.strides[-1] == array.itemsize
-    return array if ready else np.ascontiguousarray(array)
-
-
-def _aligned(array: Array | None, rank: int) -> Array | None:
-    """Give the array `rank` axes, new ones in front."""
-    return None if array is None else array[(np.newaxis,) * (rank - array.ndim)]
-
-
-def _make_pool(executor: ThreadPoolExecutor, threads: int) -> _Pool:
-    """Make a pool over Python threads: ctypes releases the interpreter lock while the library computes."""
-
-    def run(_pool: int, total: int, task: Any, state: int) -> None:
-        def share(first: int) -> None:
-            for index in range(first, total, threads):
-                task(state, index)
-
-        list(executor.map(share, range(threads)))
-
-    return _Pool(None, _Run(run), threads)
 
 
 def run_topk_attention(
@@ -200,8 +110,7 @@ def run_topk_attention(
     int64, a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. `isa` forces a kernel; `threads` are
     Python threads, started for the call.
     """
-    library = load()
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = abi.rows(q), abi.rows(k), abi.rows(v)
     if min(q.ndim, k.ndim, v.ndim) != 4 or max(q.ndim, k.ndim, v.ndim) != 4:
         raise LibraryError(f"q, k and v have ranks {q.ndim}, {k.ndim} and {v.ndim}; allowed is 4.")
     past = None if past_length is None else np.asarray(past_length, np.int64)
@@ -213,22 +122,53 @@ def run_topk_attention(
         ),
         q.dtype,
     )
-    inputs = (q, k, v, _aligned(bias, 4), key_mask, _aligned(past, 1))
-    views = [_view(array) for array in (*inputs, out)]
-    args = _TopKAttention(*views, k_top, q.shape[3] ** -0.5 if scale is None else scale, softcap, causal, 0)
-    if threads <= 1:
-        error = library.graft_run_topk_attention(ctypes.byref(args), _name(isa), None)
-    else:
-        with ThreadPoolExecutor(threads) as executor:
-            pool = _make_pool(executor, threads)
-            error = library.graft_run_topk_attention(ctypes.byref(args), _name(isa), ctypes.byref(pool))
-    if error is not None:
-        raise LibraryError(error.decode())
+    inputs = (q, k, v, abi.aligned(bias, 4), key_mask, abi.aligned(past, 1))
+    views = [abi.view(array) for array in (*inputs, out)]
+    args = abi.TopKAttention(*views, k_top, q.shape[3] ** -0.5 if scale is None else scale, softcap, causal, 0)
+    _run("topk_attention", args, isa, threads)
     return out
 
 
-def _name(isa: str | None) -> bytes | None:
-    return None if isa is None else isa.encode()
+def run_topk_feed_forward(
+    x: Array,
+    w_in: Array,
+    w_out: Array,
+    b_in: Array | None = None,
+    b_out: Array | None = None,
+    w_gate: Array | None = None,
+    b_gate: Array | None = None,
+    *,
+    k_top: int = 0,
+    activation: str = "relu",
+    select_by: str = "preactivation",
+    chunk: int = 0,
+    isa: str | None = None,
+    threads: int = 1,
+) -> Array:
+    """Feed-forward block over the `k_top` best neurons of every token (0: over all of them).
+
+    x [… m]; w_in and w_gate [f m], w_out [f e], one row per neuron; b_in and b_gate [f], b_out [e]. fp32, fp16 or
+    bf16, all alike, accumulated in fp32. Activations and selections: those of `ai.graft::TopKFeedForward`. `isa`
+    forces a kernel; `threads` are Python threads, started for the call.
+    """
+    if x.ndim < 1 or w_in.ndim != 2:
+        raise LibraryError(f"x and w_in have ranks {x.ndim} and {w_in.ndim}; allowed are 1 or more and 2.")
+    flat = abi.rows(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
+    out = np.empty((flat.shape[0], w_out.shape[-1]), x.dtype)
+    given = (flat, *(None if w is None else abi.rows(w) for w in (w_in, w_out, b_in, b_out, w_gate, b_gate)), out)
+    views = [abi.view(array) for array in given]
+    args = abi.TopKFeedForward(*views, k_top, chunk, activation.encode(), select_by.encode())
+    _run("topk_feed_forward", args, isa, threads)
+    return out.reshape(*x.shape[:-1], w_out.shape[-1])
+
+
+def _run(op: str, args: ctypes.Structure, isa: str | None, threads: int) -> None:
+    run = getattr(load(), f"graft_run_{op}")
+    run.restype = ctypes.c_char_p
+    with abi.pool(threads) as pool:
+        error = run(ctypes.byref(args), None if isa is None else isa.encode(), pool)
+    if error is not None:
+        raise LibraryError(error.decode())
 
 
 def register(session_options: Any) -> None:

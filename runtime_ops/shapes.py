@@ -31,7 +31,12 @@ def _dtype(word: str, args: Sequence[Expr], attrs: Mapping[str, Any]) -> np.dtyp
         return to
     if word == "where":
         return args[1].dtype or args[2].dtype
+    if word in _FIRST_DECIDES:  # the others are lengths, bounds and indices
+        return args[0].dtype
     return next((a.dtype for a in args if a.dtype is not None), None) if args else None
+
+
+_FIRST_DECIDES = ("reshape", "expand", "slice", "gather", "pick", "scatter", "pow")
 
 
 def broadcast_dim(a: Dim, b: Dim) -> Dim:
@@ -48,13 +53,13 @@ def broadcast_dim(a: Dim, b: Dim) -> Dim:
     return Sym.named(f"max({first},{second})")
 
 
-def broadcast(*shapes: Shape) -> Shape:
-    """Return the shape of tensors after broadcasting, right-aligned."""
+def broadcast(*shapes: Shape, join: Callable[[Dim, Dim], Dim] = broadcast_dim) -> Shape:
+    """Return the shape of tensors after broadcasting, right-aligned; ``join`` gives the length of two axes."""
     rank = max(len(s) for s in shapes)
     out: list[Dim] = [1] * rank
     for shape in shapes:
         for i, length in enumerate(shape, rank - len(shape)):
-            out[i] = broadcast_dim(out[i], length)
+            out[i] = join(out[i], length)
     return tuple(out)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from runtime_ops import bodies, interpret
-from runtime_ops.dims import Dim
-from runtime_ops.shapes import broadcast_dim
+from runtime_ops.dims import Dim, Sym
+from runtime_ops.shapes import broadcast, broadcast_dim
 from runtime_ops.words import Expr, make, symbol
 
 DOMAIN, VERSION = "ai.graft", 1
@@ -19,7 +19,7 @@ DOMAIN, VERSION = "ai.graft", 1
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One input of an op: axes by letter, and which element types it takes."""
+    """One input of an op: axes by letter (``...``: any axes in front), and which element types it takes."""
 
     name: str
     layout: str
@@ -60,6 +60,7 @@ class OpSpec:
         inputs: in order, optional ones last.
         attributes: with their defaults.
         output: axes of the result by letter.
+        fixed: letters of the axes whose lengths a function body may rely on; it holds for every length of others.
         reference: the meaning, in the words of the alphabet; floating inputs arrive in float32.
         check: returns what is wrong with attribute values, or None.
         samples: the calls that every back end is tested on.
@@ -73,6 +74,7 @@ class OpSpec:
     reference: Reference
     check: Callable[[Mapping[str, Any]], str | None]
     samples: Callable[[], Sequence[Sample]]
+    fixed: str = ""
 
     domain = DOMAIN
 
@@ -86,16 +88,36 @@ class OpSpec:
         args = [e for e in given.values() if e is not None]
         return make("call", *args, spec=self, names=tuple(given), values=self.attrs(attrs))
 
-    def shape(self, inputs: Mapping[str, Expr]) -> tuple[Dim, ...] | None:
-        """Return the shape of the result: every letter has the length that it has in the inputs."""
-        lengths: dict[str, Dim] = {}
+    def shape(
+        self, inputs: Mapping[str, Expr], join: Callable[[Dim, Dim], Dim] = broadcast_dim
+    ) -> tuple[Dim, ...] | None:
+        """Return the shape of the result: every letter has the length that it has in the inputs.
+
+        Args:
+            inputs: by name; optional ones do not matter.
+            join: gives the length of two axes after broadcasting, for hosts with lengths of their own.
+        """
+        lengths: dict[str, tuple[Dim, ...]] = {}
         for i in self.inputs:
-            letters, expr = i.layout.split(), inputs.get(i.name)
+            expr = inputs.get(i.name)
             if not i.optional and expr is not None and expr.shape is not None:
-                for letter, length in zip(letters, expr.shape, strict=True):
-                    lengths[letter] = broadcast_dim(lengths.get(letter, 1), length)
+                for letter, axes in _by_letter(i.layout, expr.shape).items():
+                    lengths[letter] = broadcast(lengths.get(letter, ()), axes, join=join)
         letters = self.output.split()
-        return tuple(lengths[x] for x in letters) if set(letters) <= set(lengths) else None
+        return tuple(d for x in letters for d in lengths[x]) if set(letters) <= set(lengths) else None
+
+    def told(self, signature: Signature) -> Signature:
+        """Return what of a call's signature its function body may rely on: ranks, and lengths of ``fixed`` axes."""
+        layouts = {i.name: i.layout.split() for i in self.inputs}
+        return {name: (self._told(layouts[name], shape), dtype) for name, (shape, dtype) in signature.items()}
+
+    def _told(self, letters: Sequence[str], shape: Sequence[Dim] | None) -> tuple[Dim, ...] | None:
+        if shape is not None and letters[0] == "...":
+            letters = ["..."] * (len(shape) - len(letters) + 1) + list(letters[1:])
+        if shape is None or len(shape) != len(letters):
+            return None
+        fixed = [letter in self.fixed.split() for letter in letters]
+        return tuple(d if keep else Sym.named(str(i)) for i, (d, keep) in enumerate(zip(shape, fixed, strict=True)))
 
     def attrs(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return all attributes: those given, and defaults for the rest.
@@ -132,12 +154,17 @@ class OpSpec:
         inputs = self._symbols(present)
         while inputs and inputs[-1] is None:
             inputs.pop()
-        result = self._body(inputs, attrs)
-        dtype = present[self.inputs[0].name][1]
-        if dtype != np.float32:
-            result = make("cast", result, to=dtype)
+        result = self._narrow(self._body(inputs, attrs), present)
         names = [a.name for a in self.attributes if attrs.get(a.name) is not None]
         return bodies.function(DOMAIN, self.name, overload, inputs, result, names, opset)
+
+    def expression(self, present: Signature, attrs: Mapping[str, Any]) -> Expr:
+        """Return the result of a call as an expression over inputs of the spec's names; types as in ``body``."""
+        return self._narrow(self._body(self._symbols(present), attrs), present)
+
+    def _narrow(self, result: Expr, present: Signature) -> Expr:
+        dtype = present[self.inputs[0].name][1]
+        return result if dtype == np.float32 else make("cast", result, to=dtype)
 
     def _symbols(self, present: Signature) -> list[Expr | None]:
         return [symbol(i.name, *present[i.name]) if i.name in present else None for i in self.inputs]
@@ -145,6 +172,15 @@ class OpSpec:
     def _body(self, inputs: Sequence[Expr | None], attrs: Mapping[str, Any]) -> Expr:
         wide = {i.name: _float32(e) for i, e in zip(self.inputs, inputs, strict=False)}
         return self.reference({i.name: wide.get(i.name) for i in self.inputs}, self.attrs(attrs))
+
+
+def _by_letter(layout: str, shape: Sequence[Dim]) -> dict[str, tuple[Dim, ...]]:
+    """Return the lengths that each letter of a layout stands for: one, or for ``...`` all that are left in front."""
+    letters = layout.split()
+    front = len(shape) - len(letters) + 1 if letters[0] == "..." else 1
+    return {letters[0]: tuple(shape[:front])} | {
+        letter: (length,) for letter, length in zip(letters[1:], shape[front:], strict=True)
+    }
 
 
 def _float32(expr: Expr | None) -> Expr | None:

@@ -100,7 +100,7 @@ def make(word: str, *args: Expr, handle: Any = None, **attrs: Any) -> Expr:
         shape, dtype = shapes.infer(word, args, attrs)
         return Expr(word, args, attrs, shape, dtype, None, handle)
     if known.dtype == object:  # symbolic lengths: known, but still to be computed when the graph runs
-        return Expr(word, args, attrs, known.shape, np.dtype(np.int64), known, handle)
+        return Expr(word, args, attrs, known.shape, shapes.infer(word, args, attrs)[1], known, handle)
     return Expr("const", (), {}, known.shape, known.dtype, known, handle)
 
 

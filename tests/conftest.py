@@ -25,9 +25,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not last:
         return
     terminalreporter.section("blocks found in model families")
+    skipped = [row for row in last.values() if "skipped" in row]
     for what in ("exporter", "family"):
-        for line in _counts(last.values(), what):
+        for line in _counts([row for row in last.values() if "skipped" not in row], what):
             terminalreporter.write_line(line)
+    for row in skipped:
+        terminalreporter.write_line(f"{row['family']:24} {row['exporter']}: {row['skipped']}")
+    terminalreporter.write_line(f"files that an exporter does not write, or that do not run: {len(skipped)}")
     if os.environ.get("GRAFT_SWEEP"):
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(list(last.values()), indent=1) + "\n", encoding="utf-8")

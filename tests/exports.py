@@ -34,18 +34,37 @@ class Arg:
 IDS = Arg(name="input_ids", shape=("batch", "length"), kind="ids")
 MASK = Arg(name="attention_mask", shape=("batch", "length"), kind="mask")
 TARGET = Arg(name="decoder_input_ids", shape=("batch", "target"), kind="ids")
+STEP = Arg(name="decoder_input_ids", shape=("batch", "length"), kind="ids")
+ENCODED = Arg(name="encoder_outputs", shape=("batch", "source", 64), kind="float")
 PIXELS = Arg(name="pixel_values", shape=("images", 3, 32, 32), kind="float")
 INPUTS: Mapping[str, Sequence[Arg]] = {
     "text": (IDS, MASK),
     "past": (IDS, Arg(name="attention_mask", shape=("batch", "total"), kind="mask")),  # and past keys and values
     "seq2seq": (IDS, MASK, TARGET),
+    # a step of a decoder: what the encoder gave, and the keys and values of both attentions (``_past``)
+    "decode": (STEP, ENCODED, Arg(name="attention_mask", shape=("batch", "source"), kind="mask")),
+    "decode-speech": (STEP, ENCODED),
     "speech2text": (Arg(name="input_features", shape=("batch", 16, 40), kind="float"), TARGET),
     "wave": (Arg(name="input_values", shape=("batch", "samples"), kind="float"),),
     "image": (PIXELS,),
     "text+image": (IDS, MASK, PIXELS),
+    "ids": (IDS,),
+    "perceiver": (Arg(name="inputs", shape=("batch", "length", 48), kind="float"),),
+    "wave2text": (Arg(name="input_values", shape=("batch", "samples"), kind="float"), TARGET),
 }
 # Sizes no two of which agree, and no multiples of each other, so that no axis is taken for another.
-TRACED: Sizes = {"batch": 2, "length": 9, "past": 5, "total": 14, "target": 7, "images": 3, "samples": 401}
+TRACED: Sizes = {
+    "batch": 2,
+    "length": 9,
+    "past": 5,
+    "total": 14,
+    "target": 7,
+    "source": 11,
+    "images": 3,
+    "samples": 401,
+}
+
+CACHED = ("past", "decode", "decode-speech")  # kinds of inputs that keys and values belong to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +84,7 @@ class Run:
             "past": p,
             "total": p + s,
             "target": s + 2,
+            "source": s + 4,
             "images": b,
             "samples": 300 + 7 * s,
         }
@@ -76,6 +96,10 @@ RUNS = (
     Run(batch=3, length=13, past=11, pad="left"),
     Run(batch=2, length=16, past=8, pad="right"),
 )
+
+
+# Every size to run a file at: the last one is for exports that run at the traced sizes only.
+SIZES: Sequence[tuple[Sizes, str | None]] = (*((run.sizes(), run.pad) for run in RUNS), (TRACED, None))
 
 
 def feeds(args: Sequence[Arg], sizes: Sizes, pad: str | None = None) -> Feeds:
@@ -117,9 +141,7 @@ def folder(otherwise: Path) -> Path:
 
 def exported(case: Case, into: Path) -> Exported:
     """Export a case, unless the same case was exported by the same versions before."""
-    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "onnx")]
-    key = hashlib.sha256(json.dumps([asdict(case), versions], sort_keys=True).encode()).hexdigest()[:8]
-    path = into / f"{case.name}-{key}.onnx"
+    path = into / f"{case.name}-{_key(case)}.onnx"
     note = path.with_suffix(".json")
     if not note.exists():
         error, args = None, INPUTS[case.family.inputs]
@@ -132,11 +154,19 @@ def exported(case: Case, into: Path) -> Exported:
     return Exported(path=path, args=[Arg(**arg) for arg in noted["args"]], error=noted["error"])
 
 
+def _key(case: Case) -> str:
+    """Return a short hash of all that a file depends on; what is in it by the table's word does not count."""
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "onnx")]
+    family = (case.family.model, case.family.config, case.family.inputs)
+    parts = [family, asdict(case.exporter), case.implementation, versions]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _root(failure: BaseException) -> str:
-    """Return the first line of the error that started it all."""
+    """Return the start of the error that started it all."""
     while failure.__cause__ is not None:
         failure = failure.__cause__
-    return f"{type(failure).__name__}: {next(iter(str(failure).strip().splitlines()), '')}"[:300]
+    return f"{type(failure).__name__}: {' '.join(str(failure).split())}"[:300]
 
 
 def _export(case: Case, path: Path) -> Sequence[Arg]:
@@ -150,8 +180,8 @@ def _export(case: Case, path: Path) -> Sequence[Arg]:
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)  # nothing stays zero, and no scale stays one
     args = [*INPUTS[case.family.inputs]]
-    if case.family.inputs == "past":
-        args += _past(model)
+    if case.family.inputs in CACHED:
+        args += _past(model, args)
     wrapped = _wrapper([arg.name for arg in args], model)
     traced = feeds(args, TRACED)
     values = tuple(torch.from_numpy(traced[arg.name]) for arg in args)
@@ -170,23 +200,45 @@ def _export(case: Case, path: Path) -> Sequence[Arg]:
     return args
 
 
-def _past(model: Any) -> list[Arg]:
-    """Ask the model itself how its keys and values look."""
+def _past(model: Any, args: Sequence[Arg]) -> list[Arg]:
+    """Ask the model itself how its keys and values look, those of its cross-attention too if it has one."""
     import torch
 
+    given = {
+        name: torch.from_numpy(x) for name, x in feeds([arg for arg in args if arg.kind != "mask"], TRACED).items()
+    }
     with torch.no_grad():
-        cache = model(input_ids=torch.full((1, 3), 5), use_cache=True).past_key_values
-    shapes = [("batch", layer.keys.shape[1], "past", layer.keys.shape[3]) for layer in cache.layers]
+        cache = model(**_keywords(given), use_cache=True).past_key_values
+    both = {
+        "past": getattr(cache, "self_attention_cache", cache),
+        "source": getattr(cache, "cross_attention_cache", ()),
+    }
     return [
-        Arg(name=f"past.{i}.{what}", shape=shape, kind="float")
-        for i, shape in enumerate(shapes)
-        for what in ("key", "value")
+        Arg(name=f"{length}.{i}.{what}", shape=("batch", x.shape[1], length, x.shape[3]), kind="float")
+        for length, one in both.items()
+        for i, (keys, values, *_) in enumerate(one)
+        for what, x in (("key", keys), ("value", values))
     ]
+
+
+def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a model: those of an encoder's results come as a tuple."""
+    return {name: (x,) if name == ENCODED.name else x for name, x in given.items()}
+
+
+def _cache(named: Mapping[str, Any]) -> Any:
+    """Return the keys and values of a decoder, or of a decoder and its cross-attention, as the model takes them."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    caches = []
+    for length in ("past", "source"):
+        values = [x for name, x in named.items() if name.startswith(f"{length}.")]
+        caches += [DynamicCache(ddp_cache_data=list(zip(values[::2], values[1::2], strict=True)))] if values else []
+    return EncoderDecoderCache(*caches) if len(caches) > 1 else caches[0]
 
 
 def _wrapper(names: Sequence[str], model: Any) -> Any:
     import torch
-    from transformers import DynamicCache
 
     class Wrapped(torch.nn.Module):
         """Tensors in, tensors out: the first result and, with past, the new keys and values."""
@@ -196,14 +248,14 @@ def _wrapper(names: Sequence[str], model: Any) -> Any:
             self.model = model
 
         def forward(self, *values: Any) -> Any:
-            given = {name: x for name, x in zip(names, values, strict=True) if not name.startswith("past.")}
-            past = values[len(given) :]
-            if not past:
+            named = dict(zip(names, values, strict=True))
+            given = _keywords({name: x for name, x in named.items() if "." not in name})
+            if len(given) == len(named):
                 return self.model(**given)[0]
-            pairs = list(zip(past[::2], past[1::2], strict=True))
-            cache = DynamicCache(ddp_cache_data=pairs)
+            cache = _cache(named)
             out = self.model(**given, past_key_values=cache, use_cache=True)
-            return out.logits, *(x for layer in cache.layers for x in (layer.keys, layer.values))
+            own = getattr(cache, "self_attention_cache", cache)  # those of the cross-attention stay as they are
+            return out.logits, *(x for layer in own.layers for x in (layer.keys, layer.values))
 
     return Wrapped().eval()
 

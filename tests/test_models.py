@@ -41,8 +41,8 @@ def test_model(model: Model, rule: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("export", EXPORTS, ids=lambda export: export.name)
 def test_export(export: Export, rule: str, folder: Path, tmp_path: Path) -> None:
     path = exported(export, folder)
-    check_found(path, 6, 0)
-    check_rewritten(path, rule, 6, export.feeds(np.random.default_rng(0)), tmp_path)
+    check_found(path, export.weights.attention, 0)
+    check_rewritten(path, rule, export.weights.attention, export.feeds(np.random.default_rng(0)), tmp_path)
 
 
 def check_found(path: Path, attention: int, other_softmax: int) -> None:

@@ -11,7 +11,7 @@ from patterns.site import AttentionSite, Operand
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
-from runtime_ops.words import Expr, make
+from runtime_ops.words import Expr, make, reshape
 
 _OP = OPS["TopKAttention"]
 
@@ -29,7 +29,7 @@ def call(site: AttentionSite, k: int) -> Plan:
     """Return the plan that computes the site's output by one call of ``TopKAttention``."""
     inputs = operands(site)
     if site.causal is not None and site.causal.offset != 0:
-        inputs["past_length"] = make("unsqueeze", site.causal.value, axes=(0,))
+        inputs["past_length"] = reshape(site.causal.value, [1])
     attrs = {"k": k, "causal": int(site.causal is not None), **numbers(site)}
     return Plan(values=result(site, _OP.call(inputs, attrs)))
 
@@ -58,7 +58,7 @@ def result(site: AttentionSite, call: Expr) -> dict[Any, Expr]:
     assert back is not None  # the reader made this layout from the same atoms
     if out.dtype is not None and out.dtype != _common_type(site):
         back = make("cast", back, to=out.dtype)
-    return {out.handle: back}
+    return {out.handle: back, **site.beside}
 
 
 def _letter(operand: Operand, letter: str) -> layout.Axis:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runtime_ops.words import Expr
@@ -35,8 +35,16 @@ class Graphs(ABC):
         """Return the name under which a user finds a node."""
 
     @abstractmethod
+    def inputs(self) -> list[Expr]:
+        """Return the inputs that whoever runs the model gives, in order."""
+
+    @abstractmethod
     def survivor(self, node: Any) -> str | None:
         """Return the name of what still reads a node after an edit, None if the node is gone."""
+
+    def beside(self, expr: Expr) -> Mapping[Any, Expr | None]:
+        """Return the other outputs in use of the node that gives ``expr``: how they are made, None if not in words."""
+        return {}
 
     def _link(self, expr: Expr) -> None:
         """Note that ``expr`` and what it is made of belong to the node that is being read."""

@@ -13,12 +13,15 @@ from rewriter.hosts import onnx_opaque, onnx_read
 from rewriter.hosts.base import Graphs, Unfit
 from rewriter.hosts.onnx_activation import ACTIVATIONS
 from rewriter.hosts.onnx_fused import FUSED
+from rewriter.hosts.onnx_quantised import QUANTISED
+from rewriter.hosts.onnx_rotary import ROTARY
 from rewriter.hosts.onnx_row import numpy_type
 from rewriter.quiet_gc import quiet_gc
 from runtime_ops.dims import Dim, Sym, vague
 from runtime_ops.dims import declared as declared_length
 from runtime_ops.words import WORDS, Expr, symbol
 
+_SPELLED = {**FUSED, **ACTIVATIONS, **QUANTISED, **ROTARY}  # operators that say several words at once
 _KNOWN_LIMIT = 1024  # elements; larger tensors stay on disk and are never looked into
 
 
@@ -33,6 +36,7 @@ class OnnxGraphs(Graphs):
     def __init__(self, model: ir.Model) -> None:
         super().__init__()
         self.model = model
+        self._made: dict[ir.Value, Expr] = {}
         self._owners: dict[ir.Graph, ir.Graph | ir.Function] = {}
         model.graph.sort()  # some tools write nodes before what they read
         self._read(model.graph, model.graph)
@@ -88,14 +92,16 @@ class OnnxGraphs(Graphs):
             read, why = [], str(reason)
         self._at = node
         for i, value in enumerate(node.outputs):
-            self._bind(value, read[i] if i < len(read) else _opaque(node, args, value, i, why))
+            expr = read[i] if i < len(read) else _opaque(node, args, value, i, why)
+            self._made[value] = expr
+            self._bind(value, expr)
 
     def _words(self, node: ir.Node, args: Sequence[Expr | None], opset: int) -> Sequence[Expr]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if node.op_type == "Constant" and not domain:
             return [_constant(node)]
         key = (domain, node.op_type)
-        row = FUSED.get(key) or ACTIVATIONS.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
+        row = _SPELLED.get(key) or (None if domain else onnx_read.READ.get(node.op_type))
         if row is None or any(a is None for a in args[: _needed(node.op_type)]):
             return []
         try:
@@ -115,11 +121,23 @@ class OnnxGraphs(Graphs):
         """Return a node's name, or that of its first output."""
         return node.name or node.outputs[0].name or ""
 
+    def inputs(self) -> list[Expr]:
+        """Return the inputs of the main graph that have no default."""
+        graph = self.model.graph
+        return [self.exprs[value] for value in graph.inputs if value.name not in graph.initializers]
+
     def survivor(self, node: ir.Node) -> str | None:
         """Return the name of a node that still reads ``node``, None if that was removed."""
         if node.graph is None:
             return None
         return next((use.node.name or "" for output in node.outputs for use in output.uses()), "an output")
+
+    def beside(self, expr: Expr) -> dict[ir.Value, Expr | None]:
+        """Return the other outputs in use of the node that gives ``expr``: how they are made, None if not in words."""
+        producer = expr.handle.producer() if isinstance(expr.handle, ir.Value) else None
+        used = [v for v in producer.outputs if v.uses() or v.is_graph_output()] if producer is not None else []
+        others = {v: self._made[v] for v in used if v is not expr.handle}
+        return {v: None if made.word == "opaque" and made.handle is v else made for v, made in others.items()}
 
 
 def _needed(op: str) -> int:
@@ -184,5 +202,5 @@ def _constant(node: ir.Node) -> Expr:
 def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: int, why: str | None) -> Expr:
     shape = onnx_opaque.opaque_shape(node, args, index)
     given = tuple(a for a in args if a is not None)
-    dtype = element(value) or (onnx_opaque.opaque_type(node, args) if index == 0 else None)
+    dtype = element(value) or onnx_opaque.opaque_type(node, args, index)
     return Expr("opaque", given, {"op": node.op_type, "why": why}, _refine(shape, value), dtype, None, value)

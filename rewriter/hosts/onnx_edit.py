@@ -24,11 +24,19 @@ def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
     model = graphs.model
     bodies = Bodies({(name, overload) for domain, name, overload in model.functions if domain == DOMAIN})
     stem = _free_stem(graphs.names())
+    replaced: dict[ir.Value, ir.Value] = {}  # what a later site reads of an earlier one's results
     for site, plan in plans.items():
+        writers: dict[ir.Node | None, Writer] = {}  # one per node, whose outputs share what they are made of
         for i, (value, expr) in enumerate(plan.values.items()):
             owner, opset = graphs.owner(value)
-            writer = Writer(opset, prefix=f"{stem}_{site}_{i}_" if i else f"{stem}_{site}_", bodies=bodies)
-            _replace(value, writer.value(expr), writer.nodes)
+            prefix = f"{stem}_{site}_{i}_" if i else f"{stem}_{site}_"
+            writer = writers.setdefault(value.producer(), Writer(opset, replaced, prefix, bodies))
+            written = len(writer.nodes)
+            new = writer.value(expr)
+            if new.producer() not in writer.nodes:  # a value of the model keeps its own name
+                new = writer.op("Identity", new)
+            _replace(value, new, writer.nodes[written:])
+            replaced[value] = new
             owner.opset_imports[DOMAIN] = VERSION
     for function in bodies.functions:
         model.functions[function.identifier()] = function

@@ -1,7 +1,8 @@
 """READ for attention that another tool has already fused: spelled out again in the words of the alphabet.
 
-So a fused node is read by the same readers as a spelled-out one. A row raises ``Unfit`` with the reason where a
-node's meaning is not plain, or where its other outputs (presents, scores) are in use.
+So a fused node is read by the same readers as a spelled-out one. A row gives the result and, where the node keeps
+a cache, the presents; outputs that it does not give (scores) stay opaque. It raises ``Unfit`` with the reason where
+a node's meaning is not plain.
 """
 
 from __future__ import annotations
@@ -11,165 +12,189 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts import onnx_words as w
+from rewriter.hosts import spelled
 from rewriter.hosts.base import Unfit
+from rewriter.hosts.onnx_grouped import grouped
 from rewriter.hosts.onnx_row import Args, Row, attr
-from rewriter.hosts.spelled import causal
-from runtime_ops.dims import divide
-from runtime_ops.words import Expr, const, dim, make, reshape
+from runtime_ops.words import Expr, const, dim, make
 
-_HIDDEN = -np.inf
+_FILL = -10000.0  # default of mask_filter_value
 
 
-def _refuse(node: ir.Node, args: Args, named: Sequence[tuple[int, str]]) -> None:
-    for index, what in named:
-        if len(args) > index and args[index] is not None:
-            raise Unfit(f"{node.op_type} with {what} is not read yet")
-    for output in node.outputs[1:]:
-        if output.uses() or output.is_graph_output():
-            raise Unfit(f"{node.op_type} gives '{output.name}' as well, which something reads")
-
-
-def _input(node: ir.Node, args: Args, index: int, name: str) -> Expr:
-    found = args[index] if len(args) > index else None
-    if found is None or found.shape is None:
-        raise Unfit(f"{node.op_type} has no {name} of known rank")
-    return found
-
-
-def _optional(args: Args, index: int) -> Expr | None:
-    return args[index] if len(args) > index else None
-
-
-def _heads(x: Expr, count: int | None) -> Expr:
-    """Return [b s (h d)] as [b h s d]."""
-    if x.rank == 4:
-        return x
-    if x.rank != 3 or count is None:
-        raise Unfit("its inputs have neither 3 nor 4 axes, or the number of heads is not given")
-    split = reshape(x, [dim(x, 0), dim(x, 1), count, -1])
-    return make("transpose", split, perm=(0, 2, 1, 3))
-
-
-def _merged(out: Expr, rank: int | None) -> Expr:
-    """Return [b h s e] as the node's output has it."""
-    if rank == 4:
-        return out
-    swapped = make("transpose", out, perm=(0, 2, 1, 3))
-    return reshape(swapped, [dim(swapped, 0), dim(swapped, 1), -1])
-
-
-def _repeated(x: Expr, q: Expr) -> Expr:
-    """Return key or value heads repeated to the number of query heads."""
-    if x.shape is None or q.shape is None or x.shape[1] == q.shape[1]:
-        return x
-    group, wide = divide(q.shape[1], x.shape[1]), make("unsqueeze", x, axes=(2,))
-    if not isinstance(group, int):
-        raise Unfit("the numbers of query and key heads are not known")
-    shape = make("concat", dim(x, 0), dim(x, 1), const([group]), dim(x, 2), dim(x, 3), axis=0)
-    return reshape(make("expand", wide, shape), [dim(x, 0), dim(q, 1), dim(x, 2), dim(x, 3)])
-
-
-def _scores(q: Expr, k: Expr, scale: float | None) -> Expr:
-    if scale is None or scale == 0.0:  # contrib ops write 0 for "the default"
-        width = q.shape[3] if q.shape is not None else None
-        if not isinstance(width, int):
-            raise Unfit("its head width, which gives the scale, is not known")
-        scale = width**-0.5
-    product = make("matmul", q, make("transpose", k, perm=(0, 1, 3, 2)))
-    return make("mul", product, const(scale, product.dtype))
-
-
-def _softmax(scores: Expr, v: Expr) -> Expr:
-    return make("matmul", make("softmax", scores, axis=3), v)
-
-
-def _attention(node: ir.Node, args: Args, opset: int) -> Expr:
+def _attention(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
     """Read ai.onnx Attention 23 and 24."""
-    _refuse(node, args, ((4, "past keys"), (5, "past values"), (6, "lengths of the valid keys")))
-    q3, k3, v3 = (_input(node, args, i, n) for i, n in enumerate(("Q", "K", "V")))
-    q = _heads(q3, attr(node, "q_num_heads"))
-    k, v = (_repeated(_heads(x, attr(node, "kv_num_heads")), q) for x in (k3, v3))
-    scores, mask, cap = _scores(q, k, attr(node, "scale")), _optional(args, 3), attr(node, "softcap", 0.0)
-    if mask is not None and cap:
-        raise Unfit("Attention with both a mask and a soft cap is defined differently by opsets 23 and 24")
-    if cap:
-        scores = make("mul", make("tanh", make("div", scores, const(cap, scores.dtype))), const(cap, scores.dtype))
-    if mask is not None and mask.dtype == bool:
-        scores = make("where", mask, scores, const(_HIDDEN, scores.dtype))
-    elif mask is not None:
-        scores = make("add", scores, mask)
-    if attr(node, "is_causal", 0):
-        scores = causal(scores, q, k)
-    return _merged(_softmax(scores, v), q3.rank)
+    if opset > 24 and any(attr(node, f"{side}_window_size", -1) >= 0 for side in ("left", "right")):
+        raise Unfit("Attention with a sliding window is not read yet")
+    q3, k3, v3 = (w.needed(node, args, i, n) for i, n in enumerate(("Q", "K", "V")))
+    mask, past_k, past_v, valid = (w.optional(args, i) for i in (3, 4, 5, 6))
+    q = w.heads(q3, attr(node, "q_num_heads"))
+    k, v = (w.with_past(past, w.heads(x, attr(node, "kv_num_heads"))) for past, x in ((past_k, k3), (past_v, v3)))
+    scores = w.capped(w.scores(q, w.repeated(k, q), attr(node, "scale")), attr(node, "softcap", 0.0))
+    if mask is not None:
+        scores = spelled.kept(scores, mask) if mask.dtype == bool else make("add", scores, mask)
+    if valid is not None:
+        scores = _valid(scores, q, k, valid, bool(attr(node, "is_causal", 0)))
+    elif attr(node, "is_causal", 0):
+        scores = spelled.causal(scores, q, k, past_k)
+    out = w.weighted(scores, w.repeated(v, q), empty_rows=mask is not None or valid is not None)
+    return w.merged(out, q3.rank), k, v
 
 
-def _multi_head(node: ir.Node, args: Args, opset: int) -> Expr:
-    """Read com.microsoft MultiHeadAttention with separate queries, keys and values."""
-    _refuse(node, args, ((6, "past keys"), (7, "past values"), (8, "a past length"), (9, "cache indirection")))
-    h = attr(node, "num_heads")
-    q3, k3, v3 = (_input(node, args, i, n) for i, n in enumerate(("query", "key", "value")))
-    if q3.rank != 3:
-        raise Unfit("MultiHeadAttention with packed queries, keys and values is not read yet")
-    bias, padding, extra = (_optional(args, i) for i in (3, 4, 5))
+def _valid(scores: Expr, q: Expr, k: Expr, lengths: Expr, causal: bool) -> Expr:
+    """Return scores with keys after each sequence's length hidden; causal then counts back from that length."""
+    ends, keys = make("unsqueeze", lengths, axes=(1, 2, 3)), spelled.count(dim(k, 2))
+    scores = spelled.kept(scores, make("lt", keys, ends))
+    if not causal:
+        return scores
+    rows = make("add", spelled.column(spelled.count(dim(q, 2))), make("sub", ends, dim(q, 2)))
+    return spelled.kept(scores, make("le", keys, rows))
+
+
+def _multi_head(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
+    """Read com.microsoft MultiHeadAttention: separate, packed, or with keys and values of another sequence."""
+    w.refuse(node, args, ((8, "a past length writes its keys into the past in place"), (9, _BEAMS)))
+    q, k, v = _operands(node, args, w.optional(args, 3))
+    past_k, past_v = w.optional(args, 6), w.optional(args, 7)
+    uni = bool(attr(node, "unidirectional", 0))
+    if uni and (q.shape is None or k.shape is None or q.shape[2] != k.shape[2]):
+        raise Unfit(_UNEVEN)
+    keys, values = w.with_past(past_k, k), w.with_past(past_v, v)
+    scores = w.scores(q, keys, attr(node, "scale"))
+    scores = _contrib_masks(node, scores, keys, w.optional(args, 4), w.optional(args, 5))
+    scores = spelled.causal(scores, q, keys, past_k) if uni else scores
+    return w.merged(w.weighted(scores, values)), keys, values
+
+
+# ONNX Runtime 1.31 on CPU lets the last query see every key then, and only the others their own
+_UNEVEN = "MultiHeadAttention is causal over a number of keys that may differ from that of its queries"
+_BEAMS = "cache indirection mixes the caches of beams"
+
+
+def _operands(node: ir.Node, args: Args, bias: Expr | None) -> list[Expr]:
+    """Return q, k and v as [b h s d]."""
+    h, x = attr(node, "num_heads"), w.needed(node, args, 0, "query")
+    if x.rank == 5 or (args[1] is not None and args[1].rank == 5):
+        if bias is not None:
+            raise Unfit(f"{node.op_type} with a bias on packed keys and values is not read: no CPU runtime defines it")
+        return _packed(node, args, x, h)
+    parts = [x, *(w.needed(node, args, i, n) for i, n in ((1, "key"), (2, "value")))]
     if bias is not None:
-        q3, k3, v3 = _with_biases((q3, k3, v3), bias)
-    q, k, v = (_heads(x, h) for x in (q3, k3, v3))
-    scores = _scores(q, k, attr(node, "scale"))
-    scores = _contrib_masks(node, scores, q, k, padding, extra)
-    return _merged(_softmax(scores, v), 3)
+        parts = _with_biases(parts, bias)
+    return [w.heads(p, h) for p in parts]
+
+
+def _packed(node: ir.Node, args: Args, x: Expr, h: int) -> list[Expr]:
+    """Return the parts of queries, keys and values in one tensor [b s h 3 d], or keys and values [b t h 2 d]."""
+    if x.rank == 5:
+        return [_slot(x, i) for i in range(3)]
+    both = w.needed(node, args, 1, "key")
+    return [w.heads(x, h), _slot(both, 0), _slot(both, 1)]
+
+
+def _slot(x: Expr, index: int) -> Expr:
+    one = make("squeeze", w.part(x, index, index + 1, 3), axes=(3,))
+    return make("transpose", one, perm=(0, 2, 1, 3))
 
 
 def _with_biases(parts: Sequence[Expr], bias: Expr) -> list[Expr]:
+    """Return inputs plus their parts of a bias; keys and values that come as heads have theirs already."""
     out, start = [], 0
     for x in parts:
+        if x.rank == 4:
+            out.append(x)
+            continue
         width = x.shape[-1] if x.shape else None
-        if x.rank != 3 or not isinstance(width, int):
+        if not isinstance(width, int):
             raise Unfit("MultiHeadAttention adds a bias to inputs whose width is not known")
-        bounds = (const([start]), const([start + width]), const([0]), const([1]))
-        out.append(make("add", x, make("slice", bias, *bounds)))
+        out.append(make("add", x, w.part(bias, start, start + width, 0)))
         start += width
     return out
 
 
-def _contrib_masks(node: ir.Node, scores: Expr, q: Expr, k: Expr, padding: Expr | None, extra: Expr | None) -> Expr:
-    """Return scores with the bias, padding mask and direction of a com.microsoft operator."""
+def _contrib_masks(node: ir.Node, scores: Expr, k: Expr, padding: Expr | None, extra: Expr | None) -> Expr:
+    """Return scores with the bias and padding mask of a com.microsoft operator."""
     if extra is not None:
         scores = make("add", scores, extra)
-    if padding is not None:
-        scores = _padded(scores, padding, attr(node, "mask_filter_value", -10000.0))
-    return causal(scores, q, k) if attr(node, "unidirectional", 0) else scores
-
-
-def _padded(scores: Expr, padding: Expr, fill: float) -> Expr:
-    """Return scores plus ``fill`` where a [b t] mask of 0 and 1 is 0."""
-    if padding.rank != 2:
-        raise Unfit("its padding mask is not of the form [b t]")
-    keep = make("cast", make("unsqueeze", padding, axes=(1, 2)), to=np.dtype(bool))
-    hidden = make("where", keep, const(0.0, scores.dtype), const(fill, scores.dtype))
+    if padding is None:
+        return scores
+    keep = _visible(node, padding, k)
+    hidden = make("where", keep, const(0.0, scores.dtype), const(attr(node, "mask_filter_value", _FILL), scores.dtype))
     return make("add", scores, hidden)
 
 
-def _fused_projections(node: ir.Node, args: Args, opset: int) -> Expr:
+def _visible(node: ir.Node, padding: Expr, k: Expr) -> Expr:
+    """Return a padding mask as booleans [b 1 s t] or [b 1 1 t].
+
+    It is [b t] or [b s t] of 0 and 1; or [b] lengths, [2 b] ends and then starts, or [3 b + 2] of lengths,
+    then offsets that follow from them.
+    """
+    if padding.rank in (2, 3):
+        axes = (1, 2) if padding.rank == 2 else (1,)
+        return make("cast", make("unsqueeze", padding, axes=axes), to=np.dtype(bool))
+    b = k.shape[0] if k.shape else None
+    if padding.shape is None or b is None:
+        raise Unfit(f"{node.op_type} has a padding mask of unknown rank")
+    if padding.rank != 1:
+        raise Unfit(f"{node.op_type} has a padding mask of rank {padding.rank}, which only some GPU runtimes take")
+    if padding.shape[0] not in (b, b + b, 3 * b + 2):
+        raise Unfit(f"{node.op_type} has a padding mask of one axis, and its length against the batch is not known")
+    ends, keys = _batch_part(padding, k, 0), spelled.count(dim(k, 2))
+    keep = make("lt", keys, ends)
+    if padding.shape[0] != b + b:
+        return keep
+    return make("and", keep, make("le", _batch_part(padding, k, 1), keys))
+
+
+def _batch_part(x: Expr, k: Expr, index: int) -> Expr:
+    """Return ``x[index · b : (index + 1) · b]`` as [b 1 1 1], int64."""
+    b = dim(k, 0)
+    bounds = [make("mul", b, const([n])) for n in (index, index + 1)]
+    piece = make("slice", x, *bounds, const([0]), const([1]))
+    return make("cast", make("unsqueeze", piece, axes=(1, 2, 3)), to=np.dtype(np.int64))
+
+
+def _fused_projections(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
     """Read com.microsoft Attention, which holds its projections."""
-    _refuse(node, args, ((4, "past keys"), (6, "a past length")))
-    x, w = _input(node, args, 0, "input"), _input(node, args, 1, "weight")
-    h, rotary, sizes = attr(node, "num_heads"), attr(node, "do_rotary", 0), attr(node, "qkv_hidden_sizes")
-    total = w.shape[1] if w.shape else None
-    if rotary or not isinstance(total, int):
-        raise Unfit("Attention with rotary embedding or weights of unknown width is not read yet")
-    qkv, bias = make("matmul", x, w), _optional(args, 2)
+    w.refuse(node, args, ((6, "a past length writes its keys into the past in place"),))
+    if attr(node, "do_rotary", 0):
+        raise Unfit("Attention rotates its heads inside, by angles that only GPU runtimes define")
+    x, weight = w.needed(node, args, 0, "input"), w.needed(node, args, 1, "weight")
+    sizes, total = attr(node, "qkv_hidden_sizes"), weight.shape[1] if weight.shape else None
+    if not isinstance(total, int):
+        raise Unfit("Attention has weights of unknown width")
+    qkv, bias = make("matmul", x, weight), w.optional(args, 2)
     if bias is not None:
         qkv = make("add", qkv, bias)
-    q, k, v = (_heads(part, h) for part in _thirds(qkv, list(sizes) if sizes else [total // 3] * 3))
-    scores, padding, extra = _scores(q, k, attr(node, "scale")), _optional(args, 3), _optional(args, 5)
-    scores = _contrib_masks(node, scores, q, k, padding, extra)
-    return _merged(_softmax(scores, v), 3)
+    ends = np.cumsum(list(sizes) if sizes else [total // 3] * 3)
+    q, k, v = (
+        w.heads(w.part(qkv, int(start), int(end), 2), attr(node, "num_heads"))
+        for start, end in zip((0, *ends), ends, strict=False)
+    )
+    past = w.optional(args, 4)
+    past_k, past_v = (None, None) if past is None else (_half(past, i) for i in (0, 1))
+    keys, values = w.with_past(past_k, k), w.with_past(past_v, v)
+    scores = _contrib_masks(
+        node, w.scores(q, keys, attr(node, "scale")), keys, w.optional(args, 3), w.optional(args, 5)
+    )
+    scores = spelled.causal(scores, q, keys, past_k) if attr(node, "unidirectional", 0) else scores
+    present = make("concat", *(make("unsqueeze", y, axes=(0,)) for y in (keys, values)), axis=0)
+    return w.merged(w.weighted(scores, values)), present
 
 
-def _thirds(x: Expr, widths: Sequence[int]) -> list[Expr]:
-    ends = np.cumsum(widths)
-    bounds = [(const([int(e - n)]), const([int(e)]), const([2]), const([1])) for e, n in zip(ends, widths, strict=True)]
-    return [make("slice", x, *b) for b in bounds]
+def _half(past: Expr, index: int) -> Expr:
+    return make("squeeze", w.part(past, index, index + 1, 0), axes=(0,))
+
+
+def _masked_decoder(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
+    """Read com.microsoft DecoderMaskedMultiHeadAttention over the keys of another sequence."""
+    w.refuse(node, args, ((5, _IN_PLACE), (6, _IN_PLACE), (9, _BEAMS), (10, "a bias on its inputs is not read yet")))
+    q, k, v = _operands(node, args, None)
+    scores = w.scores(q, k, attr(node, "scale"))
+    return [w.merged(w.weighted(_contrib_masks(node, scores, k, w.optional(args, 3), w.optional(args, 4)), v))]
+
+
+_IN_PLACE = "past keys writes new ones into the past in place; a rewrite would need a second buffer"
 
 
 def _unread(reason: str) -> Row:
@@ -179,15 +204,30 @@ def _unread(reason: str) -> Row:
     return row
 
 
-_CACHED = "keeps its own key and value cache, so its other outputs are part of its meaning; not read yet"
+_TOKENS = "works on tokens without padding, laid end to end; its sequences are no axis of its tensors"
+_BITS = "computes in 8-bit integers; a rewrite would change its arithmetic"
+_BLOCKS = "attends to blocks chosen by tables and writes its cache in place"
+_PAGES = "keeps keys and values in pages, written in place"
+_LINEAR = "has no softmax over keys: it is no attention over a memory of tokens"
+_LONG = "attends to a window and to tokens marked global, whose projections differ"
+
 FUSED: dict[tuple[str, str], Row] = {
     ("", "Attention"): _attention,
     ("com.microsoft", "MultiHeadAttention"): _multi_head,
     ("com.microsoft", "Attention"): _fused_projections,
-    ("com.microsoft", "GroupQueryAttention"): _unread(_CACHED),
-    ("com.microsoft", "DecoderMaskedMultiHeadAttention"): _unread(_CACHED),
-    ("com.microsoft", "PackedAttention"): _unread("works on tokens without padding, whose layout is not read yet"),
-    ("com.microsoft", "PackedMultiHeadAttention"): _unread("works on tokens without padding; not read yet"),
-    ("com.microsoft", "SparseAttention"): _unread("attends to fixed blocks and keeps its own cache; not read yet"),
-    ("com.microsoft", "QAttention"): _unread("computes in 8-bit integers; a rewrite would change its arithmetic"),
+    ("com.microsoft", "GroupQueryAttention"): grouped,
+    ("com.microsoft", "DecoderMaskedMultiHeadAttention"): _masked_decoder,
+    ("com.microsoft", "DecoderMaskedSelfAttention"): _unread("writes new keys into its past in place"),
+    ("com.microsoft", "DecoderAttention"): _unread("switches between caches by inputs that are known when it runs"),
+    ("com.microsoft", "PackedAttention"): _unread(_TOKENS),
+    ("com.microsoft", "PackedMultiHeadAttention"): _unread(_TOKENS),
+    ("com.microsoft", "SparseAttention"): _unread(_BLOCKS),
+    ("com.microsoft", "DynamicSparseAttention"): _unread(_BLOCKS),
+    ("com.microsoft", "SparsePagedAttention"): _unread(_PAGES),
+    ("com.microsoft", "PagedAttention"): _unread(_PAGES),
+    ("com.microsoft", "LinearAttention"): _unread(_LINEAR),
+    ("com.microsoft", "LongformerAttention"): _unread(_LONG),
+    ("com.microsoft", "QOrderedLongformerAttention"): _unread(_BITS),
+    ("com.microsoft", "QOrderedAttention"): _unread(_BITS),
+    ("com.microsoft", "QAttention"): _unread(_BITS),
 }

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts.onnx_conv import conv
 from rewriter.hosts.onnx_product import einsum, gemm, integer_product, quotient
 from rewriter.hosts.onnx_row import Args, Row, attr, numpy_type
 from runtime_ops.dims import product
@@ -147,6 +148,14 @@ def _gather(node: ir.Node, args: Args, opset: int) -> Expr:
     return make("gather", *args, axis=attr(node, "axis", 0))  # type: ignore[arg-type]
 
 
+def _gather_nd(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read a GatherND that indexes the first axis alone."""
+    index = args[1]
+    if index is None or not index.shape or index.shape[-1] != 1 or attr(node, "batch_dims", 0):
+        return None
+    return make("gather", args[0], make("squeeze", index, axes=(len(index.shape) - 1,)), axis=0)  # type: ignore[arg-type]
+
+
 def _gather_elements(node: ir.Node, args: Args, opset: int) -> Expr | None:
     x, axis = args[0], attr(node, "axis", 0)
     last = x is not None and x.rank is not None and axis in (-1, x.rank - 1)
@@ -188,6 +197,13 @@ def _reduce(word: str) -> Row:
         return make(word, args[0], axes=axes, keepdims=bool(attr(node, "keepdims", 1)))  # type: ignore[arg-type]
 
     return read
+
+
+def _length_of(node: ir.Node, args: Args, opset: int) -> Expr | None:
+    """Read ReduceL2 as the square root of a sum of squares."""
+    square = make("mul", args[0], args[0])  # type: ignore[arg-type]
+    total = _reduce("sum")(node, (square, *args[1:]), opset)
+    return make("sqrt", total) if isinstance(total, Expr) else None
 
 
 def _reciprocal(node: ir.Node, args: Args, opset: int) -> Expr:
@@ -244,13 +260,16 @@ READ: dict[str, Row] = {
     "Split": _split,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     "ConstantOfShape": _constant_of_shape,
     "Cast": _cast,
     "Softmax": _softmax,
     "ReduceSum": _reduce("sum"),
     "ReduceMean": _reduce("mean"),
     "ReduceMax": _reduce("amax"),
+    "ReduceL2": _length_of,
     "Gemm": gemm,
+    "Conv": conv,
     "MatMulInteger": integer_product,
     "Div": quotient,
     "Einsum": einsum,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime_ops.words import Expr, const, dim, make
+from runtime_ops.words import Expr, const, dim, make, reshape
 
 
 def number(value: float, like: Expr) -> Expr:
@@ -29,8 +29,9 @@ def gelu_tanh(x: Expr) -> Expr:
 
 
 def softplus(x: Expr) -> Expr:
-    """Return log(1 + eˣ)."""
-    return make("log", make("add", make("exp", x), number(1.0, x)))
+    """Return max(x, 0) + log(1 + exp(-|x|)), which no x overflows."""
+    low = make("min", x, make("neg", x))
+    return make("add", make("relu", x), make("log", make("add", make("exp", low), number(1.0, x))))
 
 
 def mish(x: Expr) -> Expr:
@@ -38,10 +39,27 @@ def mish(x: Expr) -> Expr:
     return make("mul", x, make("tanh", softplus(x)))
 
 
-def causal(scores: Expr, q: Expr, k: Expr) -> Expr:
-    """Return scores with every key after its query hidden, rows and columns aligned at the top left."""
-    rows, columns = (make("range", const(0), make("squeeze", dim(x, 2), axes=(0,)), const(1)) for x in (q, k))
-    keep = make("le", columns, make("unsqueeze", rows, axes=(1,)))
+def count(length: Expr, start: int = 0) -> Expr:
+    """Return [start, start + 1, …] up to a length, which is a tensor of one element."""
+    return make("range", const(start), make("squeeze", length, axes=(0,)), const(1))
+
+
+def column(x: Expr) -> Expr:
+    """Return [s] as [s 1]."""
+    return make("unsqueeze", x, axes=(1,))
+
+
+def causal(scores: Expr, q: Expr, k: Expr, past: Expr | None = None) -> Expr:
+    """Return scores [... s t] with key j hidden from query i unless j <= i + the length of the past."""
+    last = (q.rank or 4) - 2
+    rows = column(count(dim(q, last)))
+    if past is not None:
+        rows = make("add", rows, dim(past, last))
+    return kept(scores, make("le", count(dim(k, last)), rows))
+
+
+def kept(scores: Expr, keep: Expr) -> Expr:
+    """Return scores, -inf where ``keep`` is false."""
     return make("where", keep, scores, const(-np.inf, scores.dtype))
 
 
@@ -60,13 +78,15 @@ def quotient(x: Expr, total: Expr) -> Expr:
 
 
 def einsum(equation: str, args: Sequence[Expr]) -> Expr | None:
-    """Read an einsum of two tensors that contracts one letter as a matrix product between permutations.
+    """Read an einsum of two tensors as a matrix product between permutations, with letters merged to one axis.
 
     An einsum of one tensor that only reorders its axes is a transposition.
     """
     terms, _, result = equation.replace(" ", "").partition("->")
     if len(args) == 1 and sorted(terms) == sorted(set(result)):
         return _permuted(args[0], terms, list(result))
+    if len(args) == 2 and "..." in terms:
+        terms, result = _without_dots(args, terms, result)
     if len(args) != 2 or "." in terms or any(len(set(t)) != len(t) for t in terms.split(",")):
         return None
     left, right = terms.split(",")
@@ -74,11 +94,49 @@ def einsum(equation: str, args: Sequence[Expr]) -> Expr | None:
     both = [x for x in left if x in right and x in out]
     inner = [x for x in left if x in right and x not in out]
     mine, yours = ([x for x in one if x in out and x not in other] for one, other in ((left, right), (right, left)))
-    if not len(inner) == len(mine) == len(yours) == 1 or len(both) + 2 != len(out):
+    if not inner or not mine or not yours or sorted([*both, *mine, *yours]) != sorted(out):
         return None
+    if len(both + mine + inner) != len(left) or len(both + inner + yours) != len(right):
+        return None  # a letter that is summed within one tensor
     a = _permuted(args[0], left, [*both, *mine, *inner])
     b = _permuted(args[1], right, [*both, *inner, *yours])
-    return _permuted(make("matmul", a, b), "".join([*both, *mine, *yours]), list(out))
+    return _permuted(_product(a, b, len(both), len(mine), len(inner)), "".join([*both, *mine, *yours]), list(out))
+
+
+def _product(a: Expr, b: Expr, both: int, mine: int, inner: int) -> Expr:
+    """Return the product of [both mine inner] and [both inner yours], each of these one axis or several."""
+    rank_a, rank_b = both + mine + inner, b.rank or 0
+    rows, lead = range(both, both + mine), [dim(a, i) for i in range(both)]
+    columns = range(both + inner, rank_b)
+    several = both > 0 and mine > 1  # without leading axes of its own, a product keeps any number of rows
+    left, right = a, b
+    if several or inner > 1:
+        kept = [_length(a, rows)] if several else [dim(a, i) for i in rows]
+        left = reshape(a, [*lead, *kept, _length(a, range(both + mine, rank_a))])
+    if len(columns) > 1 or inner > 1:
+        right = reshape(b, [*lead, _length(b, range(both, both + inner)), _length(b, columns)])
+    out = make("matmul", left, right)
+    if not several and len(columns) == 1:
+        return out
+    return reshape(out, [*lead, *(dim(a, i) for i in rows), *(dim(b, i) for i in columns)])
+
+
+def _length(x: Expr, axes: Sequence[int]) -> Expr:
+    """Return the product of the lengths of some axes."""
+    total = dim(x, axes[0])
+    for axis in axes[1:]:
+        total = make("mul", total, dim(x, axis))
+    return total
+
+
+def _without_dots(args: Sequence[Expr], terms: str, result: str) -> tuple[str, str]:
+    """Return an equation with letters for its "...", which stands for the leading axes of both tensors alike."""
+    parts = terms.split(",")
+    ranks = [None if x.rank is None else x.rank - len(p.replace("...", "")) for x, p in zip(args, parts, strict=True)]
+    if len(parts) != 2 or ranks[0] != ranks[1] or ranks[0] is None or not all("..." in p for p in (*parts, result)):
+        return terms, result
+    letters = "".join([c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in terms][: ranks[0]])
+    return terms.replace("...", letters), result.replace("...", letters)
 
 
 def _permuted(x: Expr, have: str, want: Sequence[str]) -> Expr:

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; Python refuses a library that answers another number.
-#define GRAFT_ABI_VERSION 1
+#define GRAFT_ABI_VERSION 2
 
 enum { GRAFT_MAX_RANK = 5 };
 
@@ -58,12 +58,23 @@ typedef struct graft_topk_attention {
   int32_t reserved;
 } graft_topk_attention;
 
+// Arguments of ai.graft::TopKFeedForward. Tokens are flattened: x [n m], out [n e]; w_in and w_gate [f m], w_out [f e], one
+// row per neuron; b_in and b_gate [f], b_out [e]. w_gate, b_in, b_gate and b_out may be absent, b_gate must be without
+// w_gate. All have the element type of x, and stride 1 along the last axis.
+typedef struct graft_topk_feed_forward {
+  graft_tensor x, w_in, w_out, b_in, b_out, w_gate, b_gate, out;
+  int64_t top_k;           // neurons that take part for each token; 0 = all
+  int64_t chunk;           // tokens worked on at a time; 0 = the library's choice
+  const char* activation;  // "relu", "gelu", "gelu_tanh", "gelu_quick", "silu", "relu_squared", "mish"
+  const char* select_by;   // "preactivation", "magnitude", "contribution"
+} graft_topk_feed_forward;
+
 // Every function that can fail returns NULL, or a sentence that lives as long as the library.
 GRAFT_EXPORT int32_t graft_abi_version(void);
 GRAFT_EXPORT const char* graft_version(void);  // the distribution's version, e.g. "0.1.0"
 
 // JSON array of kernel rows: {"op","name","isa","dtypes":[...],"limits":{...},"rank","usable":bool,"reason"}.
-// limits says what the kernel accepts; below min_keys and min_rows it runs only if it is asked for by name.
+// limits says what the kernel accepts; below a min_... it runs only if it is asked for by name.
 GRAFT_EXPORT const char* graft_list_kernels(void);
 
 // isa: NULL or "" = the best usable row ("scalar", "avx2", "avx512", ... force one; unusable: an error).
@@ -72,9 +83,14 @@ GRAFT_EXPORT const char* graft_list_kernels(void);
 GRAFT_EXPORT const char* graft_run_topk_attention(const graft_topk_attention* args, const char* isa,
                                                   const graft_pool* pool);
 
-// The name of the row that graft_run_topk_attention would use, or NULL with *reason set.
+GRAFT_EXPORT const char* graft_run_topk_feed_forward(const graft_topk_feed_forward* args, const char* isa,
+                                                     const graft_pool* pool);
+
+// The name of the row that graft_run_... would use, or NULL with *reason set.
 GRAFT_EXPORT const char* graft_pick_topk_attention(const graft_topk_attention* args, const char* isa,
                                                    const char** reason);
+GRAFT_EXPORT const char* graft_pick_topk_feed_forward(const graft_topk_feed_forward* args, const char* isa,
+                                                      const char** reason);
 
 #ifdef __cplusplus
 }

@@ -17,7 +17,7 @@ endif()
 enable_language(CUDA)
 
 get_target_property(sources runtime_ops SOURCES)
-list(REMOVE_ITEM sources ort.cc ort_kernel.cc)  # the files below take their places, and contain them
+list(REMOVE_ITEM sources ort.cc)  # cuda_ort.cc takes its place
 add_library(runtime_ops_cuda SHARED ${sources} cuda_ort.cc cuda_ort_kernel.cc
   topk_attention/cuda_capi.cu topk_attention/plan.cu topk_attention/exact.cu topk_attention/topk_tiles.cu topk_attention/decode.cu
   topk_attention/backward.cu)

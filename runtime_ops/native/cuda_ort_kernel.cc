@@ -1,8 +1,6 @@
-// The kernel of ai.graft::TopKAttention for ONNX Runtime's CUDA provider. Nodes are read as on the CPU: this file
-// contains ort_kernel.cc and takes its place.
-#include "ort_kernel.cc"
-
+// The kernel of ai.graft::TopKAttention for ONNX Runtime's CUDA provider. Nodes are read as on the CPU.
 #include "cuda_abi.h"
+#include "topk_attention/ort.h"
 
 struct OrtMemoryInfo;
 struct OrtAllocator;
@@ -30,7 +28,7 @@ class Scratch {
     if (bytes <= 0) return;
     int device = 0;
     OrtMemoryInfo* info = nullptr;
-    if (graft_cuda_current_device(&device) != nullptr) fail("TopKAttention: there is no CUDA device");
+    if (graft_cuda_current_device(&device) != nullptr) fail("there is no CUDA device");
     check(ort::call(g_api, ort::CreateMemoryInfo, "Cuda", kDeviceAllocator, device, kDefaultMemory, &info));
     OrtStatus* status = ort::call(g_api, ort::KernelContext_GetAllocator, context, static_cast<const OrtMemoryInfo*>(info),
                                   &allocator_);
@@ -58,22 +56,15 @@ class Scratch {
 }  // namespace
 
 OrtStatus* run_kernel_on_gpu(void* kernel, OrtKernelContext* context) {
-  return guarded([&] {
-    const Attributes& a = *static_cast<Attributes*>(kernel);
-    graft_topk_attention args{};
-    read_inputs(context, &args);
-    make_output(context, &args);
-    args.top_k = a.k;
-    args.causal = static_cast<int32_t>(a.causal);
-    args.softcap = a.softcap;
-    args.scale = a.scaled ? a.scale : 1.0f / sqrtf(static_cast<float>(args.q.shape[3]));
+  return guarded("TopKAttention", [&] {
+    const graft_topk_attention args = read_call(*static_cast<TopKAttentionNode*>(kernel), context);
     void* stream = nullptr;
     check(ort::call(g_api, ort::KernelContext_GetGPUComputeStream, context, &stream));
     const int64_t bytes = graft_cuda_topk_attention_workspace(&args);
     const Scratch scratch(context, bytes);
     const char* error =
         graft_cuda_run_topk_attention(&args, stream, scratch.data(), static_cast<size_t>(bytes > 0 ? bytes : 0));
-    if (error != nullptr) fail(error);
+    if (error != nullptr) check(ort::call(g_api, ort::CreateStatus, ORT_INVALID_ARGUMENT, error));
   });
 }
 

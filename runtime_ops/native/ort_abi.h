@@ -63,6 +63,7 @@ constexpr Slot<OrtStatus*(const Info*, const char**, size_t)> GetSymbolicDimensi
 constexpr Slot<OrtStatus*(const OrtValue*, Info**)> GetTensorTypeAndShape{65};
 constexpr Slot<OrtStatus*(const OrtKernelInfo*, const char*, float*)> KernelInfoGetAttribute_float{85};
 constexpr Slot<OrtStatus*(const OrtKernelInfo*, const char*, int64_t*)> KernelInfoGetAttribute_int64{86};
+constexpr Slot<OrtStatus*(const OrtKernelInfo*, const char*, char*, size_t*)> KernelInfoGetAttribute_string{87};
 constexpr Slot<OrtStatus*(const OrtKernelContext*, size_t*)> KernelContext_GetInputCount{88};
 constexpr Slot<OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)> KernelContext_GetInput{90};
 constexpr Slot<OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)> KernelContext_GetOutput{91};

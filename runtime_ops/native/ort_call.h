@@ -1,10 +1,12 @@
-// What the files that talk to ONNX Runtime share: calls that throw, and the edge where that must end.
+// What the files that talk to ONNX Runtime share: calls that throw, the edge where that must end, and reading of
+// attributes, tensors and shapes.
 #ifndef GRAFT_ORT_CALL_H_
 #define GRAFT_ORT_CALL_H_
 
 #include <exception>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "abi.h"
 #include "ort_abi.h"
@@ -13,27 +15,28 @@ namespace graft {
 
 extern const OrtApi* g_api;  // the runtime in this process; set before anything else can be called
 
-// Thrown inside the library only: carries a status of the runtime's, or makes one from a sentence.
+// Thrown inside the library only: a status of the runtime's, or else a sentence that still lacks the operator's name.
 struct Failure {
   OrtStatus* status;
+  std::string sentence;
 };
 
-[[noreturn]] inline void fail(const std::string& sentence) {
-  throw Failure{ort::call(g_api, ort::CreateStatus, ORT_INVALID_ARGUMENT, sentence.c_str())};
-}
+[[noreturn]] inline void fail(const std::string& sentence) { throw Failure{nullptr, sentence}; }
 
 inline void check(OrtStatus* status) {
-  if (status != nullptr) throw Failure{status};
+  if (status != nullptr) throw Failure{status, ""};
 }
 
 // Exceptions must not cross the C interface.
 template <class Body>
-OrtStatus* guarded(Body body) {
+OrtStatus* guarded(const char* op, Body body) {
   try {
     body();
     return nullptr;
   } catch (const Failure& failure) {
-    return failure.status;
+    if (failure.status != nullptr) return failure.status;
+    const std::string sentence = std::string(op) + ": " + failure.sentence;
+    return ort::call(g_api, ort::CreateStatus, ORT_INVALID_ARGUMENT, sentence.c_str());
   } catch (const std::exception& error) {
     return ort::call(g_api, ort::CreateStatus, ORT_FAIL, error.what());
   }
@@ -46,23 +49,62 @@ struct ReleaseInfo {
 };
 using Info = std::unique_ptr<OrtTensorTypeAndShapeInfo, ReleaseInfo>;
 
-inline void read_shape(const OrtTensorTypeAndShapeInfo* info, const char* name, graft_tensor* x) {
-  size_t rank = 0;
-  int dtype = 0;
-  check(ort::call(g_api, ort::GetDimensionsCount, info, &rank));
-  check(ort::call(g_api, ort::GetTensorElementType, info, &dtype));
-  if (rank > GRAFT_MAX_RANK) {
-    fail(std::string("TopKAttention: ") + name + " got rank " + std::to_string(rank) + ", allowed at most 4");
-  }
-  check(ort::call(g_api, ort::GetDimensions, info, x->shape, rank));
-  x->rank = static_cast<int32_t>(rank);
-  x->dtype = dtype;
-}
+// One operator of the domain, for all its element types: each folder's ort.cc has one, ort.cc registers them.
+struct OpKind {
+  const char* name;
+  size_t inputs, required;               // those from `required` on are optional
+  int (*input_type)(size_t i, int dtype);  // where the operator's own type is `dtype`
+  OrtStatus* (*create)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel);
+  OrtStatus* (*run)(void* kernel, OrtKernelContext* context);
+  void (*destroy)(void* kernel);
+  OrtStatus* (*infer)(const OrtCustomOp*, OrtShapeInferContext* context);
+};
 
-// The operator's kernel, in ort_kernel.cc.
-OrtStatus* create_kernel(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel);
-OrtStatus* run_kernel(void* kernel, OrtKernelContext* context);
-void destroy_kernel(void* kernel);
+// ---- attributes: absent ones leave *value as it is ----
+
+void read_attribute(const OrtKernelInfo* info, const char* name, int64_t* value);
+bool read_attribute(const OrtKernelInfo* info, const char* name, float* value);  // false where it is absent
+void read_attribute(const OrtKernelInfo* info, const char* name, std::string* value);
+[[noreturn]] void refuse_attribute(const char* name, const std::string& got, const char* allowed);
+
+// ---- tensors ----
+
+void fill_strides(graft_tensor* x);
+
+// Makes x the i-th input with its axes; an absent optional input has no data.
+void read_input(const OrtKernelContext* context, size_t i, const char* name, graft_tensor* x);
+
+// The same for an input with any number of axes: all but the last become one.
+std::vector<int64_t> read_rows(const OrtKernelContext* context, size_t i, const char* name, graft_tensor* x);
+
+// Gives x `rank` axes, new ones in front.
+void align(const char* name, int32_t rank, graft_tensor* x);
+
+void* make_output(OrtKernelContext* context, const int64_t* shape, size_t rank);
+
+// ---- shapes before there are tensors ----
+
+// Unknown lengths are -1; those with a name are equal wherever the name is. No lengths at all: not even the rank is known.
+struct Shape {
+  int dtype = 0;
+  std::vector<int64_t> lengths;
+  std::vector<const char*> names;  // owned by the context
+};
+
+Shape read_shape(const OrtShapeInferContext* context, size_t index);
+void set_shape(OrtShapeInferContext* context, Shape shape);
+
+// ---- threads: the session's own ----
+
+struct SessionPool {
+  explicit SessionPool(OrtKernelContext* context);
+  graft_pool pool;
+  OrtKernelContext* context;
+  OrtStatus* status = nullptr;
+};
+
+// Throws what went wrong in the pool, or in the C interface (a sentence, or NULL).
+void finish(const SessionPool& session, const char* error);
 
 }  // namespace graft
 

@@ -2,6 +2,7 @@
 
 from runtime_ops.ops.segment_attention import SEGMENT_ATTENTION
 from runtime_ops.ops.topk_attention import TOPK_ATTENTION
+from runtime_ops.ops.topk_feed_forward import TOPK_FEED_FORWARD
 from runtime_ops.spec import OpSpec
 
-OPS: dict[str, OpSpec] = {spec.name: spec for spec in (TOPK_ATTENTION, SEGMENT_ATTENTION)}
+OPS: dict[str, OpSpec] = {spec.name: spec for spec in (TOPK_ATTENTION, TOPK_FEED_FORWARD, SEGMENT_ATTENTION)}

@@ -13,7 +13,7 @@ import numpy as np
 from cases import Array, Call
 
 from runtime_ops import cuda
-from runtime_ops.kernels import _Tensor, _TopKAttention, _view
+from runtime_ops.abi import Tensor, TopKAttention, view
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "runtime_ops" / "native" / "topk_attention"
@@ -50,11 +50,11 @@ def _poisoned(shape: tuple[int, ...], dtype: Any) -> Array:
     return np.full(shape, np.nan, np.float32).astype(dtype)
 
 
-def _arguments(call: Call, out: Array, only: tuple[str, ...] = ()) -> _TopKAttention:
+def _arguments(call: Call, out: Array, only: tuple[str, ...] = ()) -> TopKAttention:
     names = ("q", "k", "v", "bias", "key_mask", "past_length")
-    views = [_view(call.arrays.get(name)) if not only or name in only else _Tensor() for name in names]
+    views = [view(call.arrays.get(name)) if not only or name in only else Tensor() for name in names]
     at = call.attributes
-    return _TopKAttention(*views, _view(out), at["k_top"], at["scale"], at["softcap"], at["causal"], 0)
+    return TopKAttention(*views, view(out), at["k_top"], at["scale"], at["softcap"], at["causal"], 0)
 
 
 def _result(call: Call) -> Array:
@@ -80,6 +80,6 @@ def gradients(library: ctypes.CDLL, call: Call, d_out: Array) -> tuple[Array, di
     saved = cuda._Saved(scores.ctypes.data, keys.ctypes.data)
     cuda.run_forward(library, _arguments(call, out), saved, 0, Scratch())
     grads = {f"d_{n}": _poisoned(x.shape, x.dtype) for n in ("q", "k", "v") if (x := call.arrays[n]) is not None}
-    args = cuda._Backward(_arguments(call, out, ("q", "k", "v")), saved, _view(d_out), *map(_view, grads.values()))
+    args = cuda._Backward(_arguments(call, out, ("q", "k", "v")), saved, view(d_out), *map(view, grads.values()))
     cuda.run_backward(library, args, 0, Scratch())
     return out, grads

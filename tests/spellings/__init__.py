@@ -10,8 +10,29 @@ from spellings.between import BETWEEN
 from spellings.declined import DECLINED, NEGATIVE
 from spellings.forms import FORMS
 from spellings.fused import FUSED
+from spellings.fused_cache import CACHED
+from spellings.fused_declined import FUSED_DECLINED
+from spellings.fused_grouped import GROUPED
 from spellings.layouts import LAYOUTS
 from spellings.masks import MASKS
+from spellings.proved import PROVED
 from spellings.scale import SCALES
+from spellings.surroundings import SURROUNDINGS
 
-SPELLINGS = (*SCALES, *MASKS, *BETWEEN, *LAYOUTS, *GROUPS, *AROUND, *FORMS, *FUSED, *DECLINED, *NEGATIVE)
+SPELLINGS = (
+    *SCALES,
+    *MASKS,
+    *PROVED,
+    *BETWEEN,
+    *LAYOUTS,
+    *GROUPS,
+    *AROUND,
+    *SURROUNDINGS,
+    *FORMS,
+    *FUSED,
+    *CACHED,
+    *GROUPED,
+    *FUSED_DECLINED,
+    *DECLINED,
+    *NEGATIVE,
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from sketch import Sketch, Value
 
 from spellings.base import ANY, GQA, MQA, padding, plain, repeat, row
+
+WINDOWS = ({"b": 2, "s": 7}, {"b": 4, "s": 1}, {"b": 6, "s": 13})
 
 
 def grouped(f: Sketch, how: str) -> None:
@@ -19,6 +20,23 @@ def five_d(f: Sketch) -> None:
     f.close(plain(f, q, k, v, 0, 1, 2, 4, 3).reshape(0, f.h, -1, f.d))
 
 
+def five_d_masked(f: Sketch) -> None:
+    """The mask spans b, but not g: where both become one axis, it is repeated."""
+    q = f.q.reshape(0, f.kv, f.h // f.kv, -1, f.d)
+    scores = (q @ f.k.unsqueeze(2).perm(0, 1, 2, 4, 3)) * 0.3 + padding(f).unsqueeze(1)
+    f.close((f.Softmax(scores, axis=-1) @ f.v.unsqueeze(2)).reshape(0, f.h, -1, f.d))
+
+
+def windows(f: Sketch, dims: str) -> None:
+    """Batch is pictures by windows, and the mask is that of a window: Swin's shifted ones."""
+
+    def scores(s: Value) -> Value:
+        apart = (s * 0.3).reshape(-1, 2, f.h, s.dim(2), s.dim(3)) + f.input("windows", dims)
+        return apart.reshape(-1, f.h, s.dim(2), s.dim(3))
+
+    f.attend(scores=scores)
+
+
 def wrong_order(f: Sketch, how: str) -> None:
     def whole(x: Value) -> Value:
         if how == "tile":
@@ -26,18 +44,6 @@ def wrong_order(f: Sketch, how: str) -> None:
         return x.unsqueeze(1).expand(1, f.h // f.kv, 1, 1, 1).reshape(0, f.h, -1, f.d)
 
     f.attend(k=whole(f.k), v=whole(f.v))
-
-
-def rotary(f: Sketch, x: Value) -> Value:
-    half = f.d // 2
-    angle = f.Range(np.array(0), x.dim(2), np.array(1)).to("float32").unsqueeze(1) * f.weight("inv_freq", f.d)
-    turned = f.Concat(f.Neg(x.slice(half, f.d, 3)), x.slice(0, half, 3), axis=-1)
-    return x * f.Cos(angle) + turned * f.Sin(angle)
-
-
-def rms_norm(f: Sketch, x: Value, gain: str) -> Value:
-    mean = f.axes_op("ReduceMean", x * x, [-1], since=18, keepdims=1)
-    return x * f.Reciprocal(f.Sqrt(mean + 1e-5)) * f.weight(gain, f.d)
 
 
 def shared(f: Sketch, x: Value) -> None:
@@ -55,8 +61,6 @@ def two_layers(f: Sketch) -> None:
 
 
 AROUND = (
-    row("rotary", lambda f: f.attend(q=rotary(f, f.q), k=rotary(f, f.k), scores=lambda s: s * 0.3), scale=0.3),
-    row("qk-norm", lambda f: f.attend(q=rms_norm(f, f.q, "gq"), k=rms_norm(f, f.k, "gk"))),
     row("scale-on-q-is-a-vector", lambda f: f.attend(q=f.q * f.weight("gain", f.d))),
     row("scale-on-q-is-an-input", lambda f: f.attend(q=f.q * f.input("tau", "1")), scale=ANY, may_decline=True),
     row("scale-on-v-is-not-the-scale", lambda f: f.attend(v=f.v * 0.5)),
@@ -83,6 +87,9 @@ GROUPS = (
         for how in ("gather", "concat")
     ),
     row("gqa-rank-5", five_d, GQA, scale=0.3, heads=(3, 6), kv_heads=(1, 2)),
+    row("gqa-rank-5-mask", five_d_masked, GQA, scale=0.3, heads=(3, 6), kv_heads=(1, 2), mask=True),
+    row("windows", lambda f: windows(f, "2 1 s t"), scale=0.3, mask=True, dims=WINDOWS),
+    row("windows-by-head", lambda f: windows(f, f"2 {f.h} s t"), scale=0.3, mask=True, dims=WINDOWS),
     *(  # query head i reads key head i % g: not what grouped heads are
         row(f"gqa-wrong-order-{how}", lambda f, how=how: wrong_order(f, how), GQA, kv_heads=(2, 6))
         for how in ("tile", "expand")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,14 +32,17 @@ class Spelling:
     frame: Mapping[str, Any] = field(default_factory=dict)  # geometry, opset, dtype: keywords of Sketch
     scale: float | Sequence[float] = 1.0  # several: each is a true reading; ANY: not asked
     softcap: float | None = None
-    mask: bool | None = False  # None: not asked
+    mask: bool | str | None = False  # whether there is one, or what is read; None: not asked
+    passed: Collection[str] | None = None  # which of "causal", "keys", "bias" the operation gets; None: not asked
     heads: int | Sequence[int] | None = None  # None: that of the frame
     kv_heads: int | Sequence[int] | None = None
+    around: Mapping[str, Any] = field(default_factory=dict)  # fields of a site, or parts of them by name
     sites: int | None = 1  # as shown; None: not asked
     declines: str | None = None  # regex: nothing is rewritten, for this reason
     may_decline: bool = False  # either a read site or a decline will do; wrong numbers never
     twin: Callable[[Sketch], None] | None = None  # the same in standard ops, where fp64 cannot run the spelling itself
     runs: bool = True  # ONNX Runtime's CPU provider can run the original (it has no bf16 MatMul)
+    proves: bool = True  # it runs on the inputs that a proof makes up
     dims: Sequence[Dims] = SELF
     issue: int = 2
 

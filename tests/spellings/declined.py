@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sketch import Sketch
+from sketch import Sketch, Value
 
-from spellings.base import causal, declined, later, other
+from spellings.base import causal, declined, later, other, padding
 
 
 def probs_out(f: Sketch) -> None:
@@ -34,6 +34,10 @@ def weights_transposed(f: Sketch) -> None:
     f.close(p.perm(0, 1, 3, 2) @ f.v)
 
 
+def scaled_late(f: Sketch, s: Value) -> Value:
+    return (s + padding(f)) * f.weight("tau", f.h, 1, 1)
+
+
 DECLINED = (
     declined(
         "probs-also-output",
@@ -52,6 +56,8 @@ DECLINED = (
         "Mul",
         sites=None,
     ),
+    declined("scale-per-key", lambda f: f.attend(scores=lambda s: s * f.input("tau", "b 1 1 t")), "key to key"),
+    declined("scale-per-head-of-masked", lambda f: f.attend(scores=lambda s: scaled_late(f, s)), "already have a mask"),
     declined("bias-after-softmax", lambda f: f.attend(probs=lambda p: p + other(f)), "Add"),
     declined("probs-squared", lambda f: f.attend(probs=lambda p: f.Pow(p, 2.0)), "Pow"),
     declined("weights-transposed", weights_transposed, "transpos|axis|axes|contract|quer|key"),

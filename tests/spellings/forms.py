@@ -22,6 +22,17 @@ def einsum_flat(f: Sketch) -> None:
     f.finish(f.Einsum(p, v, equation="zhuw,zwhe->zuhe").reshape(0, 0, f.h * f.d), f.h * f.d)
 
 
+def einsum_projections(f: Sketch) -> None:
+    """XLNet's: weights [m h d], so that heads are never split; sequence first."""
+    x = f.x.perm(1, 0, 2)
+    q, k, v = (f.Einsum(x, f.weight(f"{n}.weight", f.m, f.h, f.d), equation="ibm,mnd->ibnd") for n in "qkv")
+    p = f.Softmax(f.Einsum(q, k, equation="ibnd,jbnd->bnij") * 0.3, axis=-1)
+    merged = f.Einsum(
+        f.Einsum(p, v, equation="bnij,jbnd->ibnd"), f.weight("o", f.m, f.h, f.d), equation="ibnd,hnd->bih"
+    )
+    f.output(merged)
+
+
 def exp_sum(f: Sketch, s: Value, shifted: bool = False, one: float = 0.0) -> Value:
     top = f.Exp(s - f.peak(s) if shifted else s)
     return top / (f.total(top) + one if one else f.total(top))
@@ -115,6 +126,12 @@ FORMS = (
     later("einsum-second", lambda f: einsum(f, None, "bhij,bhjd->bhid"), scale=0.3),
     later("einsum-both-odd-letters", lambda f: einsum(f, "zyxw,zyvw->zyxv", "zyxv,zyvq->zyxq"), scale=0.3),
     later("einsum-implicit-output", lambda f: einsum(f, "...id,...jd->...ij", "...ij,...jd->...id"), scale=0.3),
+    later(
+        "einsum-projections",
+        einsum_projections,
+        scale=0.3,
+        around={"projections": {n: {"width": 24, "columns": [0, 24], "packed": False} for n in "qkv"}},
+    ),
     later("einsum-unsplit-heads", einsum_flat, scale=0.3),
     later("exp-sum", lambda f: f.attend(softmax=lambda s: exp_sum(f, s * 0.3)), scale=0.3),
     later("exp-sum-shifted", lambda f: f.attend(softmax=lambda s: exp_sum(f, s + padding(f), True)), mask=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sketch import Sketch
 
-from spellings.base import ANY, R8, row, scored, width
+from spellings.base import R8, padding, row, scored, width
 
 
 def legacy_sdpa(f: Sketch) -> None:
@@ -41,5 +41,8 @@ SCALES = (
     row("scale-runtime-legacy-sdpa", legacy_sdpa, scale=R8),
     row("scale-runtime-legacy-sdpa-nodes", legacy_sdpa, {"constants": "node"}, scale=R8),
     scored("scale-negative", lambda f, s: s * -0.3, scale=-0.3, issue=3),
-    scored("scale-per-head", lambda f, s: s * f.weight("tau", f.h, 1, 1), scale=ANY, may_decline=True, issue=3),
+    scored("scale-per-head", lambda f, s: s * f.weight("tau", f.h, 1, 1)),
+    scored("scale-per-head-div", lambda f, s: s * 0.3 / f.weight("tau", f.h, 1, 1), scale=0.3),
+    scored("scale-per-head-and-mask", lambda f, s: f.weight("tau", 1, f.h, 1, 1) * s + padding(f), mask=True),
+    scored("scale-per-query", lambda f, s: s * f.input("tau", "b 1 s 1")),
 )

@@ -1,7 +1,7 @@
 // TopKAttention for avx2.
 #include "kernel.h"
 #include "kernels.h"
-#include "simd_avx2.h"
+#include "../vector/avx2.h"
 
 namespace graft {
 

@@ -1,7 +1,7 @@
 // TopKAttention for avx512.
 #include "kernel.h"
 #include "kernels.h"
-#include "simd_avx512.h"
+#include "../vector/avx512.h"
 
 namespace graft {
 

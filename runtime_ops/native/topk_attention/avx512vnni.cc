@@ -1,6 +1,6 @@
 // TopKAttention for AVX-512 with VNNI: top-k only, scored in 8-bit integers first.
 #include "kernels.h"
-#include "simd_avx512.h"
+#include "../vector/avx512.h"
 #include "kernel.h"
 #include "topk8.h"
 
@@ -20,7 +20,7 @@ const char* quantise(const Problem& p, Keys8* keys) {
   cut_quantise(p, &size);
   Workspaces spaces(size.bytes());
   QuantiseJob job{&p, &spaces, keys};
-  run_tasks(p, p.b * p.g, quantise_task<Avx512>, &job);
+  run_tasks(p.pool, p.b * p.g, quantise_task<Avx512>, &job);
   return spaces.error();
 }
 
@@ -32,7 +32,7 @@ const char* run_quantised(const Problem& p, const float* norms, const Keys8* key
   cut_topk8(p, in_8, rows, &size_8);
   Workspaces spaces(most(size_fp32.bytes(), size_8.bytes()));
   Topk8Job job{{&p, &spaces, norms, rows, in_fp32}, keys, rows, in_8};
-  run_tasks(p, block_count(p, rows), topk8_task, &job);
+  run_tasks(p.pool, block_count(p, rows), topk8_task, &job);
   return spaces.error();
 }
 

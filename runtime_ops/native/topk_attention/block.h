@@ -2,8 +2,9 @@
 #ifndef GRAFT_BLOCK_H_
 #define GRAFT_BLOCK_H_
 
-#include "../problem.h"
-#include "vecmath.h"
+#include "problem.h"
+#include "../vector/arena.h"
+#include "../vector/math.h"
 
 namespace graft {
 namespace {
@@ -192,22 +193,6 @@ inline void store_row(const Problem& p, const Block& k, int64_t r, const float* 
   void* to = const_cast<void*>(row_of(p, k, p.args.out, r));
   for (int64_t i = 0; i < p.e; ++i) narrow1(to, p.args.out.dtype, i, x[i * step] * scale);
 }
-
-// Scratch memory, cut into pieces of whole cache lines.
-class Arena {
- public:
-  explicit Arena(void* base) : at_(reinterpret_cast<uintptr_t>(base)) {}
-  template <class T>
-  T* take(int64_t n) {
-    T* piece = reinterpret_cast<T*>(at_);
-    at_ += static_cast<uintptr_t>(round_up(n * static_cast<int64_t>(sizeof(T)), 64));
-    return piece;
-  }
-  size_t bytes() const { return at_; }  // taken so far, by an arena that began at NULL
-
- private:
-  uintptr_t at_;
-};
 
 }  // namespace
 }  // namespace graft

@@ -36,7 +36,7 @@ template <class V>
 inline const char* find_norms(const Problem& p, float* norms) {
   Workspaces spaces(static_cast<size_t>(p.d) * sizeof(float));
   NormJob job{&p, &spaces, norms};
-  run_tasks(p, p.b * p.g, norm_task<V>, &job);
+  run_tasks(p.pool, p.b * p.g, norm_task<V>, &job);
   return spaces.error();
 }
 

@@ -35,7 +35,7 @@ inline const char* run_exact(const Problem& p, const float* norms) {
   cut_panels<V>(p, ceil_div(rows, panel_width<V>()), false, &size, nullptr);
   Workspaces spaces(size.bytes());
   ExactJob job{&p, &spaces, norms, rows};
-  run_tasks(p, block_count(p, rows), block_task<V, ExactJob, exact_block<V>>, &job);
+  run_tasks(p.pool, block_count(p, rows), block_task<V, ExactJob, exact_block<V>>, &job);
   return spaces.error();
 }
 
@@ -46,7 +46,7 @@ inline const char* run_selection(const Problem& p, const float* norms, const Sel
   cut_topk<V>(p, selection, rows, &size);
   Workspaces spaces(size.bytes());
   TopkJob job{&p, &spaces, norms, rows, selection};
-  run_tasks(p, block_count(p, rows), block_task<V, TopkJob, topk_block<V>>, &job);
+  run_tasks(p.pool, block_count(p, rows), block_task<V, TopkJob, topk_block<V>>, &job);
   return spaces.error();
 }
 
@@ -68,7 +68,7 @@ template <class V>
 inline const char* with_norms(const Problem& p, const char* (*run)(const Problem&, const float*)) {
   if (!p.key_bias_wide) return run(p, nullptr);
   float* norms = new (std::nothrow) float[static_cast<size_t>(p.b * p.g)];
-  if (norms == nullptr) return "TopKAttention: out of memory for scratch space";
+  if (norms == nullptr) return "out of memory for scratch space";
   const char* error = find_norms<V>(p, norms);
   if (error == nullptr) error = run(p, norms);
   delete[] norms;

@@ -2,7 +2,7 @@
 #ifndef GRAFT_KERNELS_H_
 #define GRAFT_KERNELS_H_
 
-#include "../problem.h"
+#include "problem.h"
 
 namespace graft {
 

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "vecmath.h"
+#include "../vector/math.h"
 
 namespace graft {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "../problem.h"
+#include "problem.h"
 
 namespace graft {
 

@@ -1,7 +1,7 @@
 // TopKAttention for scalar.
 #include "kernel.h"
 #include "kernels.h"
-#include "simd_scalar.h"
+#include "../vector/scalar.h"
 
 namespace graft {
 

@@ -1,13 +1,9 @@
-// What a TopKAttention kernel is given: arguments already checked and resolved by plan.cc, and the few
-// services (workspaces, tasks) that kernels need. Included by files built for different instruction sets,
-// so nothing here may be an inline function or a template that the linker could share between them.
+// What a TopKAttention kernel is given: arguments already checked and resolved by plan.cc. Included by files built for
+// different instruction sets, so nothing here may be an inline function or a template that the linker could share.
 #ifndef GRAFT_PROBLEM_H_
 #define GRAFT_PROBLEM_H_
 
-#include <stddef.h>
-#include <stdint.h>
-
-#include "abi.h"
+#include "../services.h"
 
 namespace graft {
 
@@ -32,25 +28,6 @@ constexpr float kUnderflow = 110.0f;
 
 // NULL, or a sentence. Kernels fail for lack of memory only.
 using Kernel = const char* (*)(const Problem&);
-
-void run_tasks(const Problem& p, int64_t total, graft_task task, void* state);
-
-// Equal blocks of 64-byte aligned memory, as many as tasks run at one time; kept until the end of the run.
-class Workspaces {
- public:
-  explicit Workspaces(size_t bytes);
-  ~Workspaces();
-  Workspaces(const Workspaces&) = delete;
-  Workspaces& operator=(const Workspaces&) = delete;
-  void* take();  // NULL when there is no memory: the task returns, error() tells
-  void give(void* block);
-  const char* error() const;
-
- private:
-  struct Free;
-  Free* free_;
-  size_t bytes_;
-};
 
 }  // namespace graft
 

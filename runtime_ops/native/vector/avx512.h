@@ -1,10 +1,10 @@
-// The vector type of AVX-512 (F, BW, VL, DQ): sixteen lanes. Meanings: simd_scalar.h.
-#ifndef GRAFT_SIMD_AVX512_H_
-#define GRAFT_SIMD_AVX512_H_
+// The vector type of AVX-512 (F, BW, VL, DQ): sixteen lanes. Meanings: scalar.h.
+#ifndef GRAFT_VECTOR_AVX512_H_
+#define GRAFT_VECTOR_AVX512_H_
 
 #include <immintrin.h>
 
-#include "simd_scalar.h"
+#include "scalar.h"
 
 namespace graft {
 namespace {
@@ -75,4 +75,4 @@ struct Avx512 {
 }  // namespace
 }  // namespace graft
 
-#endif  // GRAFT_SIMD_AVX512_H_
+#endif  // GRAFT_VECTOR_AVX512_H_

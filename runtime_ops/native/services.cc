@@ -1,5 +1,5 @@
 // Services for kernels: tasks on the caller's pool, and scratch memory shared by the tasks of one run.
-#include "problem.h"
+#include "services.h"
 
 #include <atomic>
 #include <mutex>
@@ -8,9 +8,9 @@
 
 namespace graft {
 
-void run_tasks(const Problem& p, int64_t total, graft_task task, void* state) {
-  if (p.pool != nullptr && p.pool->run != nullptr && total > 1) {
-    p.pool->run(p.pool->pool, total, task, state);
+void run_tasks(const graft_pool* pool, int64_t total, graft_task task, void* state) {
+  if (pool != nullptr && pool->run != nullptr && total > 1) {
+    pool->run(pool->pool, total, task, state);
     return;
   }
   for (int64_t i = 0; i < total; ++i) task(state, i);
@@ -60,7 +60,7 @@ void Workspaces::give(void* block) {
 
 const char* Workspaces::error() const {
   if (free_ != nullptr && !free_->failed) return nullptr;
-  return "TopKAttention: out of memory for scratch space";
+  return "out of memory for scratch space";
 }
 
 }  // namespace graft

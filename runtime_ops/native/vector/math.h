@@ -1,10 +1,10 @@
-// exp, tanh, conversions and the small matrix product that every TopKAttention kernel is made of, written
-// once over a vector type V. Internal linkage throughout: see simd_scalar.h.
-#ifndef GRAFT_VECMATH_H_
-#define GRAFT_VECMATH_H_
+// exp, tanh, erf, conversions and the small matrix product that every kernel is made of, written
+// once over a vector type V. Internal linkage throughout: see scalar.h.
+#ifndef GRAFT_VECTOR_MATH_H_
+#define GRAFT_VECTOR_MATH_H_
 
 #include "../abi.h"
-#include "simd_scalar.h"
+#include "scalar.h"
 
 namespace graft {
 namespace {
@@ -49,6 +49,29 @@ inline typename V::F vtanh(typename V::F x) {
   const F capped = V::blend(V::gt(a, V::set1(20.0f)), V::set1(20.0f), a);
   const F far = V::sub(one, V::div(V::set1(2.0f), V::add(vexp<V>(V::add(capped, capped)), one)));
   return V::blend(V::gt(a, V::set1(0.625f)), V::copy_sign(far, x), near);
+}
+
+// Near 0 an odd polynomial, further off 1 - e^p with p fitted to log(erfc); from 4 on exactly 1.
+template <class V>
+inline typename V::F verf(typename V::F x) {
+  using F = typename V::F;
+  const F a = V::clear_sign(x), square = V::mul(x, x);
+  F p = V::fma(V::set1(7.88250399637036e-05f), square, V::set1(-0.0008018863154575229f));
+  p = V::fma(p, square, V::set1(0.005189313553273678f));
+  p = V::fma(p, square, V::set1(-0.02685433067381382f));
+  p = V::fma(p, square, V::set1(0.11283597350120544f));
+  p = V::fma(p, square, V::set1(-0.3761262595653534f));
+  p = V::fma(p, square, V::set1(1.1283791065216064f));
+  const F near = V::mul(p, x), capped = V::blend(V::gt(a, V::set1(4.0f)), V::set1(4.0f), a);
+  F q = V::fma(V::set1(-2.1178502720431425e-05f), capped, V::set1(0.0004352527030277997f));
+  q = V::fma(q, capped, V::set1(-0.004174066241830587f));
+  q = V::fma(q, capped, V::set1(0.025125231593847275f));
+  q = V::fma(q, capped, V::set1(-0.10828592628240585f));
+  q = V::fma(q, capped, V::set1(-0.6333443522453308f));
+  q = V::fma(q, capped, V::set1(-1.1295149326324463f));
+  q = V::fma(q, capped, V::set1(0.00017442592070437968f));
+  const F far = V::copy_sign(V::sub(V::set1(1.0f), vexp<V>(q)), x);
+  return V::blend(V::gt(a, V::set1(0.9f)), far, near);
 }
 
 inline int64_t element_size(int32_t dtype) { return dtype == GRAFT_F32 ? 4 : dtype == GRAFT_BOOL ? 1 : 2; }
@@ -157,4 +180,4 @@ inline void pack_transposed(const float* from, int64_t stride, int64_t rows, int
 }  // namespace
 }  // namespace graft
 
-#endif  // GRAFT_VECMATH_H_
+#endif  // GRAFT_VECTOR_MATH_H_

@@ -1,7 +1,7 @@
 // The vector type of plain C++: one lane, any processor. The reference for what each operation means.
 // Everything here has internal linkage: a linker must never share it with a file built for another ISA.
-#ifndef GRAFT_SIMD_SCALAR_H_
-#define GRAFT_SIMD_SCALAR_H_
+#ifndef GRAFT_VECTOR_SCALAR_H_
+#define GRAFT_VECTOR_SCALAR_H_
 
 #include <stdint.h>
 #include <string.h>
@@ -86,4 +86,4 @@ struct Scalar {
 }  // namespace
 }  // namespace graft
 
-#endif  // GRAFT_SIMD_SCALAR_H_
+#endif  // GRAFT_VECTOR_SCALAR_H_

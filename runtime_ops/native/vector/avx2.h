@@ -1,10 +1,10 @@
-// The vector type of AVX2 with FMA and F16C: eight lanes. Meanings: simd_scalar.h.
-#ifndef GRAFT_SIMD_AVX2_H_
-#define GRAFT_SIMD_AVX2_H_
+// The vector type of AVX2 with FMA and F16C: eight lanes. Meanings: scalar.h.
+#ifndef GRAFT_VECTOR_AVX2_H_
+#define GRAFT_VECTOR_AVX2_H_
 
 #include <immintrin.h>
 
-#include "simd_scalar.h"
+#include "scalar.h"
 
 namespace graft {
 namespace {
@@ -93,4 +93,4 @@ struct Avx2 {
 }  // namespace
 }  // namespace graft
 
-#endif  // GRAFT_SIMD_AVX2_H_
+#endif  // GRAFT_VECTOR_AVX2_H_

@@ -1,0 +1,26 @@
+// What a TopKFeedForward kernel is given: arguments already checked and resolved by plan.cc. Included by files built for
+// different instruction sets, so nothing here may be an inline function or a template that the linker could share.
+#ifndef GRAFT_TOPK_FEED_FORWARD_PROBLEM_H_
+#define GRAFT_TOPK_FEED_FORWARD_PROBLEM_H_
+
+#include "../services.h"
+
+namespace graft {
+
+enum class Activation { relu, gelu, gelu_tanh, gelu_quick, silu, relu_squared, mish };
+enum class SelectBy { preactivation, magnitude, contribution };
+
+struct FeedForward {
+  graft_topk_feed_forward args;
+  int64_t n, m, f, e;
+  int64_t top_k;  // 0 = every neuron
+  int64_t chunk;  // tokens whose coefficients [chunk f] are in memory at one time, at most
+  Activation activation;
+  SelectBy select_by;
+  bool gated;
+  const graft_pool* pool;
+};
+
+}  // namespace graft
+
+#endif  // GRAFT_TOPK_FEED_FORWARD_PROBLEM_H_

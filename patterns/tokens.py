@@ -21,8 +21,8 @@ _REDUCING = ("sum", "mean", "amax")
 # Opaque operators that treat every element alone; dynamic quantisation takes one scale over all tokens, which moves
 # values by less than its rounding.
 _ELEMENTWISE_OPS = frozenset((
-    "Clip", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Elu", "LeakyRelu", "HardSwish", "HardSigmoid", "Mish", "Swish",
-    "Softplus", "Softsign", "Sin", "Cos", "Abs", "Round", "Ceil", "Sign", "CastLike", "QuantizeLinear",
+    "Clip", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Elu", "LeakyRelu", "HardSwish", "HardSigmoid", "Mish",
+    "Swish", "Softplus", "Softsign", "Sin", "Cos", "Abs", "Round", "Ceil", "Sign", "CastLike", "QuantizeLinear",
     "DequantizeLinear", "DynamicQuantizeLinear",
 ))  # fmt: skip
 # Opaque norms by the place of their scale, whose rank says how many of the last axes are normalised together.

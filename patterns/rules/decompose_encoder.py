@@ -72,7 +72,12 @@ def _ids(site: EncoderSite) -> Expr | None:
     """Return the input whose values choose from the largest table: the words."""
     inputs = {id(e): e for e in site.given.values()}
     found = [e for e in site.lookups if id(_index(e)) in inputs]
-    return _index(max(found, key=lambda e: e.args[0].shape[0])) if found else None  # type: ignore[index]
+    return _index(max(found, key=_rows)) if found else None
+
+
+def _rows(lookup: Expr) -> int:
+    table = lookup.args[0].shape
+    return table[0] if table and isinstance(table[0], int) else 0
 
 
 def _index(lookup: Expr) -> Expr:

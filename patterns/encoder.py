@@ -67,8 +67,9 @@ def _read(graphs: Graphs, attention: Mapping[int, AttentionSite], lookups: Seque
     )
     if not layers:
         raise Unreadable("no attention depends on the embeddings of the tokens", lookups[0])
-    between = _between(stream, layers)
+    between, around = _between(stream, layers)
     tokens, stopped = _proved(stream, attention, lookups)
+    stopped = stopped or around
     cuts = []
     for cut in between:
         axis = tokens.axis(cut)
@@ -77,7 +78,7 @@ def _read(graphs: Graphs, attention: Mapping[int, AttentionSite], lookups: Seque
         cuts.append(Operand(value=cut, axes=tokens.axes[id(cut)]))
     if not cuts:
         raise stopped or Unreadable("the first layer's result is not of the form [b t m]", between[0])
-    why = None if len(cuts) == len(between) or stopped is None else f"{stopped.reason} (at {place(stopped.at)})"
+    why = None if len(cuts) == len(layers) or stopped is None else f"{stopped.reason} (at {place(stopped.at)})"
     return EncoderSite(
         anchor=layers[0].anchor,
         layers=tuple(layers),
@@ -141,21 +142,24 @@ def _upwards(graphs: Graphs, attention: Mapping[int, AttentionSite]) -> Iterator
             stack.extend((a, False) for a in _made_of(expr, attention))
 
 
-def _between(stream: _Stream, layers: Sequence[AttentionSite]) -> Sequence[Expr]:
-    """Return the last cut after each layer and before the next one's attention.
+def _between(stream: _Stream, layers: Sequence[AttentionSite]) -> tuple[Sequence[Expr], Unreadable | None]:
+    """Return the last cut after each layer and before the next one's attention, and why not after all layers.
 
     Raises:
-        Unreadable: there is none; some tensor goes around it.
+        Unreadable: there is none after the first layer; some tensor goes around it.
     """
     places = [stream.at[id(site.out.value)] for site in layers]
-    found = []
+    found: list[Expr] = []
     for n, (start, end) in enumerate(zip(places, [*places[1:], len(stream.order)], strict=True), 1):
         inside = [c for c in stream.cuts if start < c < end and len(stream.order[c].shape or ()) == 3]
         if not inside:
             why = f"nothing after layer {n} carries all that later layers know of the tokens"
-            raise Unreadable(why, layers[n - 1].out.value)
+            around = Unreadable(why, layers[n - 1].out.value)
+            if not found:
+                raise around
+            return found, around
         found.append(stream.order[inside[-1]])
-    return found
+    return found, None
 
 
 def _proved(

@@ -145,12 +145,15 @@ def test_compile_does_not_break_the_graph(spec: OpSpec, backend: str, dynamic: b
 
 
 def samples_of_two_shapes(spec: OpSpec) -> list[Sample]:
-    """Return the first sample, and it with its first input cut along the axis that is the result's last but one."""
-    whole = spec.samples()[0]
-    first, axis = spec.inputs[0], spec.inputs[0].layout.split().index(spec.output.split()[-2])
-    array = whole.arrays[first.name]
-    assert array is not None
-    arrays = {**whole.arrays, first.name: array.take(range(array.shape[axis] - 1), axis)}
+    """Return the first sample, and it cut along the axis that is the result's last but one."""
+    whole, letter = spec.samples()[0], spec.output.split()[-2]
+    arrays = dict(whole.arrays)
+    for i in spec.inputs:
+        axes, array = i.layout.split(), arrays.get(i.name)
+        for axis in (n for n, name in enumerate(axes) if name == letter):
+            assert array is None or array.ndim == len(axes)
+            array = array if array is None else array.take(range(array.shape[axis] - 1), axis)
+        arrays[i.name] = array
     return [whole, Sample(id="cut", arrays=arrays, attrs=whole.attrs)]
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rewriter.compare import verify
     from rewriter.look import show, why
     from rewriter.recipe import apply
+    from rewriter.splitting import split
     from rewriter.timing import bench
 
 # Loaded when first used, so that `graft --help` does not wait for onnx.
@@ -22,13 +23,14 @@ _HOME = {
     "show": "look",
     "why": "look",
     "apply": "recipe",
+    "split": "splitting",
     "verify": "compare",
     "bench": "timing",
     "rules": "catalogue",
     "ops": "catalogue",
 }
 
-__all__ = ["apply", "bench", "ops", "rules", "show", "verify", "why"]
+__all__ = ["apply", "bench", "ops", "rules", "show", "split", "verify", "why"]
 
 
 def __getattr__(name: str) -> Any:

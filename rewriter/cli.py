@@ -19,12 +19,16 @@ from rewriter.options import (
     Dims,
     DryRun,
     Expect,
+    Folder,
     Inputs,
     Json,
+    Layers,
     Model,
     NoVerify,
     OpName,
     Output,
+    Positions,
+    QuestionLength,
     RuleName,
     Rules,
     Sites,
@@ -152,6 +156,31 @@ def apply(
             model, output=output, sites=sites, dry_run=dry_run, strict=strict, expect=expect,
             verify=not no_verify, inputs=inputs, dims=one_each(dim), progress=bar, **chosen,
         )  # fmt: skip
+    console.emit(report, as_json=json)
+    return DONE
+
+
+@app.command(short_help="Split an encoder, to encode passages ahead.")
+def split(
+    model: Model,
+    layers: Layers,
+    question_length: QuestionLength,
+    output: Folder,
+    positions: Positions = "keep",
+    json: Json = False,
+) -> int:
+    """Write question.onnx, passage.onnx and joint.onnx, which share one file of weights, and manifest.json.
+
+    The lower layers of an encoder see their own segment only (DeFormer), so that passages are encoded once and kept.
+
+    \b
+    Examples:
+      graft split model.onnx --layers 9 --question-length 27 -o split
+      graft split model.onnx --layers 9 --question-length 27 --positions restart -o split
+    """
+    import rewriter
+
+    report = rewriter.split(model, layers, question_length, output, positions=positions)
     console.emit(report, as_json=json)
     return DONE
 

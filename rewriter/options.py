@@ -61,6 +61,17 @@ Dims = Annotated[
     list[str],
     typer.Option(metavar="NAME=N,N,…", help="Lengths of a free dimension, one case each; repeatable."),
 ]
+Layers = Annotated[
+    int, typer.Option(metavar="K", parser=_number(int, 1), help="How many of the lower layers see one segment only.")
+]
+QuestionLength = Annotated[
+    int, typer.Option(metavar="N", parser=_number(int, 1), help="The length that questions are padded to.")
+]
+Folder = Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="The folder to write, new or empty.")]
+Positions = Annotated[
+    str,
+    typer.Option(metavar="keep|restart", help="Passages stand behind the padded question, or start at 0."),
+]
 RuleName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One rule in full.")]
 OpName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One operation in full.")]
 

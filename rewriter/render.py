@@ -26,6 +26,7 @@ from rewriter.report import (
     ShowReport,
     SiteError,
     SiteRow,
+    SplitReport,
     Story,
     Timing,
     VerifyReport,
@@ -261,10 +262,19 @@ def _count(n: int, one: str) -> str:
     return f"{n} {one if n == 1 else one + 's'}"
 
 
+def _split(report: SplitReport) -> Iterable[RenderableType]:
+    yield (
+        f"{report.model}: {_count(report.layers, 'layer')} apart, questions of {report.question_length} tokens, "
+        f"positions {report.positions}; a cached passage has {report.bytes_per_token} bytes a token in fp32"
+    )
+    yield table(("file", ">bytes"), ((f"{report.output}/{name}", f"{n:,}") for name, n in report.files.items()))
+
+
 FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {
     ShowReport: _show,
     WhyReport: _why,
     ApplyReport: _apply,
+    SplitReport: _split,
     VerifyReport: _verify,
     BenchReport: _bench,
     DoctorReport: _doctor,

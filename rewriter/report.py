@@ -206,3 +206,16 @@ class BenchReport(Report):
     a: str
     b: str
     cases: Sequence[BenchCase]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport(Report):
+    """What ``split`` wrote."""
+
+    model: str
+    output: str
+    layers: int  # lower layers, which see their own segment only
+    question_length: int
+    positions: str  # "keep" | "restart"
+    files: Mapping[str, int]  # size in bytes, by name
+    bytes_per_token: int  # of a cached passage in fp32

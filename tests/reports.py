@@ -15,6 +15,7 @@ from rewriter.report import (
     ShowReport,
     SiteError,
     SiteRow,
+    SplitReport,
     Step,
     Story,
     Timing,
@@ -93,6 +94,15 @@ BENCH = BenchReport(
     b="out.onnx",
     cases=[BenchCase(dims={"batch": 2, "sequence": 2048}, threads=2, a=TIMING, b=TIMING, ratio=1.0)],
 )
+SPLIT = SplitReport(
+    model="model.onnx",
+    output="split",
+    layers=9,
+    question_length=27,
+    positions="keep",
+    files={"joint.onnx": 38423, "weights.data": 436_000_000},
+    bytes_per_token=3072,
+)
 DOCTOR = DoctorReport(
     python="3.11.7",
     platform="Linux x86_64",
@@ -114,4 +124,4 @@ DOCTOR = DoctorReport(
         Check(name="kernel library", passed=False, found="ABI 9, not 1", advice="reinstall attn-graft"),
     ],
 )
-REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, DOCTOR)
+REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, DOCTOR)

@@ -191,7 +191,7 @@ def test_decomposed_is_a_block_mask(layers: int, tmp_path: Path) -> None:
 
 
 @both
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra", "modernbert"])
 def test_one_segment_changes_nothing(name: str, exporter: Any, tmp_path: Path) -> None:
     done, out = export(name, exporter, tmp_path), tmp_path / "out.onnx"
     rewriter.apply(done.path, ["decompose-encoder:layers=2,segments=whole"], output=out)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from patterns.rules import attention_call
-from patterns.site import EncoderSite
+from patterns.site import AttentionSite, EncoderSite
 from rewriter.plan import Keeps, Option, Plan, Rule
 from runtime_ops.ops import OPS
-from runtime_ops.words import Expr, const, make
+from runtime_ops.words import Expr, const, make, reshape
 
 _OP = OPS["SegmentAttention"]
+_F32 = np.dtype(np.float32)
 WHOLE = "whole"
 
 
@@ -36,9 +37,27 @@ def _plan(site: EncoderSite, given: Mapping[str, Any]) -> Plan:
     values: dict[Any, Expr] = {}
     for layer in site.layers[: given["layers"]]:
         inputs = attention_call.operands(layer)
+        inputs["bias"] = _with_causal(layer, inputs)
         inputs["segments"] = _segments(site, inputs["q"], given)
         values.update(attention_call.result(layer, _OP.call(inputs, attention_call.numbers(layer))))
     return Plan(values=values)
+
+
+def _with_causal(layer: AttentionSite, inputs: Mapping[str, Expr | None]) -> Expr | None:
+    """Return the bias with what is proved causal, such as the far side of a window: the operation takes none."""
+    q, bias = inputs["q"], inputs["bias"]
+    if layer.causal is None or q is None:
+        return bias
+    places = _places(q, axis=2)
+    last = make("add", make("unsqueeze", places, axes=(1,)), reshape(layer.causal.value, [1, 1]))
+    seen = make("le", make("unsqueeze", places, axes=(0,)), last)
+    hidden = make("unsqueeze", make("where", seen, const(0.0, _F32), const(-np.inf, _F32)), axes=(0, 1))
+    return hidden if bias is None else make("add", _float(bias), hidden)
+
+
+def _places(x: Expr, axis: int) -> Expr:
+    """Return 0, 1, … along an axis."""
+    return make("range", const(0), make("squeeze", make("dim", x, start=axis, end=axis + 1), axes=(0,)), const(1))
 
 
 def _segments(site: EncoderSite, q: Expr | None, given: Mapping[str, Any]) -> Expr:
@@ -56,7 +75,7 @@ def _after_separator(ids: Expr | None, separator: int) -> Expr:
     """Return 0 up to the first separator, itself included, and 1 after it."""
     assert ids is not None
     length = make("dim", ids, start=1, end=2)
-    places = make("range", const(0), make("squeeze", length, axes=(0,)), const(1))
+    places = _places(ids, axis=1)
     found = make("eq", ids, const(separator, ids.dtype))
     # The negated places of separators: the largest is the first one's.
     first = make("amax", make("where", found, _float(make("neg", places)), _float(make("neg", length))), axes=(1,))
@@ -65,7 +84,7 @@ def _after_separator(ids: Expr | None, separator: int) -> Expr:
 
 
 def _float(x: Expr) -> Expr:
-    return make("cast", x, to=np.dtype(np.float32))
+    return make("cast", x, to=_F32)
 
 
 def _ids(site: EncoderSite) -> Expr | None:

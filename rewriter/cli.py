@@ -21,17 +21,21 @@ from rewriter.options import (
     Expect,
     Folder,
     Inputs,
+    Int8,
     Json,
     Layers,
     Model,
     NoVerify,
     OpName,
     Output,
+    Passages,
     Positions,
     QuestionLength,
     RuleName,
     Rules,
     Sites,
+    SplitFolder,
+    StorePath,
     Strict,
     Threads,
     Tolerance,
@@ -171,16 +175,28 @@ def split(
 ) -> int:
     """Write question.onnx, passage.onnx and joint.onnx, which share one file of weights, and manifest.json.
 
-    The lower layers of an encoder see their own segment only (DeFormer), so that passages are encoded once and kept.
-
     \b
     Examples:
       graft split model.onnx --layers 9 --question-length 27 -o split
-      graft split model.onnx --layers 9 --question-length 27 --positions restart -o split
     """
     import rewriter
 
-    report = rewriter.split(model, layers, question_length, output, positions=positions)
+    console.emit(rewriter.split(model, layers, question_length, output, positions=positions), as_json=json)
+    return DONE
+
+
+@app.command(short_help="Encode passages into a store.")
+def cache(folder: SplitFolder, passages: Passages, store: StorePath, int8: Int8 = False, json: Json = False) -> int:
+    """Encode the passages of a file with a split encoder, and keep what they give; a run can be resumed.
+
+    \b
+    Examples:
+      graft cache split passages.jsonl --store passages.store
+    """
+    from rewriter import decomposed
+
+    with console.progress() as bar:
+        report = decomposed.cache(folder, passages, store, "int8" if int8 else "float16", bar)
     console.emit(report, as_json=json)
     return DONE
 

@@ -72,6 +72,12 @@ Positions = Annotated[
     str,
     typer.Option(metavar="keep|restart", help="Passages stand behind the padded question, or start at 0."),
 ]
+SplitFolder = Annotated[str, typer.Argument(metavar="DIR", help="The folder that graft split wrote.")]
+Passages = Annotated[
+    str, typer.Argument(metavar="PASSAGES.jsonl", help="One passage a line: a JSON list of token ids.")
+]
+StorePath = Annotated[str, typer.Option("--store", metavar="PATH", help="The store's folder, new or of this split.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="Keep hidden states in int8 instead of float16.")]
 RuleName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One rule in full.")]
 OpName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One operation in full.")]
 

@@ -20,6 +20,7 @@ from rewriter.report import (
     ApplyReport,
     BenchCase,
     BenchReport,
+    CacheReport,
     DeclineRow,
     OutputError,
     Report,
@@ -270,11 +271,20 @@ def _split(report: SplitReport) -> Iterable[RenderableType]:
     yield table(("file", ">bytes"), ((f"{report.output}/{name}", f"{n:,}") for name, n in report.files.items()))
 
 
+def _cache(report: CacheReport) -> Iterable[RenderableType]:
+    size = report.bytes / max(report.kept, 1)
+    yield (
+        f"{report.store}: {report.new} of {_count(report.passages, 'passage')} encoded, {report.kept} kept in "
+        f"{report.kind}, {report.bytes:,} bytes ({size:,.0f} each)"
+    )
+
+
 FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {
     ShowReport: _show,
     WhyReport: _why,
     ApplyReport: _apply,
     SplitReport: _split,
+    CacheReport: _cache,
     VerifyReport: _verify,
     BenchReport: _bench,
     DoctorReport: _doctor,

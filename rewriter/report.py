@@ -219,3 +219,15 @@ class SplitReport(Report):
     positions: str  # "keep" | "restart"
     files: Mapping[str, int]  # size in bytes, by name
     bytes_per_token: int  # of a cached passage in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheReport(Report):
+    """What ``graft cache`` did."""
+
+    store: str
+    kind: str  # "float16" | "int8"
+    passages: int  # in the file
+    new: int  # encoded now
+    kept: int  # in the store
+    bytes: int  # of the store in use

@@ -94,12 +94,14 @@ def _parts(host: OnnxHost, layers: int, ahead: int) -> tuple[Mapping[str, Any], 
             onnx_split.move_behind(stream, ahead, fill)
         made[name] = stream.graphs.model
         onnx_split.first_part(stream, name)
-    stream, _ = _stream(host, layers)
+    stream, lookups = _stream(host, layers)
+    words = _words(fill, lookups)
     inputs = onnx_split.second_part(stream, PARTS)
     made["joint"] = stream.graphs.model
     facts = {
         "width": (stream.cut.shape or (0,))[-1],
         "filler": fill,
+        "ids": words,
         "inputs": {name: [x.name for x in made[name].graph.inputs] for name in PARTS},
         "joint": inputs,
         "outputs": [x.name for x in made["joint"].graph.outputs],
@@ -128,6 +130,12 @@ def _fill(graphs: OnnxGraphs, lookups: Sequence[Any]) -> dict[str, int]:
     special = {int(known.reshape(-1)[0]) for known in compared if known.size == 1}
     usual = next(n for n in range(len(special) + 1) if n not in special)
     return {e.attrs["name"]: usual for e in graphs.exprs_of("input") if any(x.args[1] is e for x in lookups)}
+
+
+def _words(fill: Mapping[str, int], lookups: Sequence[Any]) -> str | None:
+    """Return the input that chooses from the largest table: the words."""
+    rows = {x.args[1].attrs["name"]: x.args[0].shape[0] for x in lookups if x.args[1].attrs.get("name") in fill}
+    return max(rows, key=lambda name: rows[name], default=None)
 
 
 def _hash(folder: Path) -> str:

@@ -96,6 +96,7 @@ SEGMENT_ATTENTION = OpSpec(
         Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
     ),
     output="b h t e",
+    fixed="h g",
     reference=reference,
     check=check,
     samples=samples,

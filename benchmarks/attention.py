@@ -157,10 +157,18 @@ def peak_in_process(c: Candidate, args: argparse.Namespace, p: Problem) -> float
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def proofs_of(run: Callable[[], Any]) -> dict[str, int]:
+    """Tell how often 8-bit scores proved a selection in one run, in blocks of rows."""
+    before = kernels.topk_proofs()
+    run()
+    return {name: count - before[name] for name, count in kernels.topk_proofs().items()}
+
+
 def measure(candidates: list[Candidate], args: argparse.Namespace, p: Problem) -> list[dict[str, Any]]:
     """Time all candidates, round by round."""
     runs = {c.name: runner(c, p, args.threads, arena=True) for c in candidates}
     errors = {c.name: error_of(c, p, runs[c.name]()) for c in candidates}
+    proofs = {c.name: proofs_of(runs[c.name]) for c in candidates if c.kind == "topk" and c.name.startswith("graft")}
     times: dict[str, list[float]] = {c.name: [] for c in candidates}
     for _ in range(args.rounds):
         for name, run in runs.items():
@@ -170,8 +178,9 @@ def measure(candidates: list[Candidate], args: argparse.Namespace, p: Problem) -
             times[name].append(time.perf_counter() - begin)
     rows = []
     for c in candidates:
-        row = {"name": c.name, "kind": c.kind, "t": p.t, "ms": statistics.median(times[c.name]) * 1e3}
+        row: dict[str, Any] = {"name": c.name, "kind": c.kind, "t": p.t, "ms": statistics.median(times[c.name]) * 1e3}
         row |= {"best_ms": min(times[c.name]) * 1e3, "error": errors[c.name]}
+        row["proofs"] = proofs.get(c.name)
         row["peak_mib"] = None if args.no_memory else peak_in_process(c, args, p)
         rows.append(row)
     return rows

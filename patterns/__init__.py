@@ -4,8 +4,22 @@ The command finds this module through the entry-point group ``graft.patterns``; 
 """
 
 from patterns import attention, encoder, feed_forward
-from patterns.rules import decompose_encoder, exact_attention, topk_attention
+from patterns.rules import (
+    combiner_attention,
+    decompose_encoder,
+    exact_attention,
+    exact_feed_forward,
+    topk_attention,
+    topk_feed_forward,
+)
 
 READERS = (attention.read, feed_forward.read)
 ASSEMBLERS = (encoder.assemble,)
-RULES = (exact_attention.RULE, topk_attention.RULE, decompose_encoder.RULE)
+RULES = (
+    exact_attention.RULE,
+    topk_attention.RULE,
+    combiner_attention.RULE,
+    exact_feed_forward.RULE,
+    topk_feed_forward.RULE,
+    decompose_encoder.RULE,
+)

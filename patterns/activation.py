@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from patterns.linear import QUANTISERS
-from runtime_ops import interpret
-from runtime_ops.words import Expr
+from runtime_ops import activations, interpret
+from runtime_ops.words import Expr, symbol
 
 _LINE = np.linspace(-8.0, 8.0, 161)
 _FAR = np.array([10.0, 20.0, 50.0, 100.0, 1e3, 1e4])  # where a limit would show
@@ -18,31 +17,16 @@ _FACTORS = np.concatenate([np.linspace(-8.0, 8.0, 9), [-0.3, 0.3], _FAR, -_FAR])
 _CLOSE = 2e-6  # constants of exporters have float32 digits; tanh-GELU and erf-GELU differ by 4e-4
 
 
-def _erf(z: np.ndarray) -> np.ndarray:
-    return np.asarray([math.erf(x) for x in z.ravel()]).reshape(z.shape)
-
-
-def _gelu(z: np.ndarray) -> np.ndarray:
-    return np.asarray(0.5 * z * (1 + _erf(z / math.sqrt(2))))
-
-
-def _gelu_tanh(z: np.ndarray) -> np.ndarray:
-    return np.asarray(0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))))
+def _numbers(function: Callable[[Expr], Expr]) -> Callable[[np.ndarray], np.ndarray]:
+    result = function(symbol("z", None, np.float32))
+    return lambda z: interpret.golden(result, {"z": z})
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * z)))  # overflows nowhere
 
 
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "relu": lambda z: np.maximum(z, 0),
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "gelu_quick": lambda z: z * _sigmoid(1.702 * z),
-    "silu": lambda z: z * _sigmoid(z),
-    "relu_squared": lambda z: np.maximum(z, 0) ** 2,
-    "mish": lambda z: z * np.tanh(np.logaddexp(0, z)),
-}
+ACTIVATIONS = {name: _numbers(function) for name, function in activations.ACTIVATIONS.items()}
 
 
 # What is met between products and is no activation of feed-forward blocks: named, so that a decline can say so.

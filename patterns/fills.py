@@ -41,7 +41,14 @@ def addends(term: Expr, axes: layout.Axes) -> Iterator[tuple[Expr, layout.Axes]]
     have = layout.aligned(term, axes)
     inner = None if have is None else layout.back(term, have)
     deeper = [] if inner is None else list(addends(*inner))
-    yield from deeper if len(deeper) > 1 else [(term, axes)]
+    yield from deeper if len(deeper) > 1 and all(_whole(*part) for part in deeper) else [(term, axes)]
+
+
+def _whole(x: Expr, axes: layout.Axes) -> bool:
+    """Return whether a tensor spans b, h, s and t each whole or not at all; half of one could not be added alone."""
+    spans = {a for axis in layout.aligned(x, axes) or () for a in axis}
+    letters = [{a for axis in axes for a in axis if a.letter == letter} for letter in "bhst"]
+    return all(not atoms & spans or atoms <= spans for atoms in letters)
 
 
 def _biased(term: Expr) -> tuple[Expr, ...]:

@@ -27,10 +27,10 @@ def decline(graphs: Graphs, second: Linear, region: Region, weights: Weights) ->
     bends = region.bends
     if region.stops or not bends or not (region.sources or _products(region)):
         return None
+    if second.product.args[0] in weights:
+        return None  # a 1×1 convolution: convolutional networks are full of them, and nobody looks for blocks there
     if region.between:
-        # 1×1 convolutions around a depthwise one are the blocks of convolutional networks, of which there are many
-        convolutional = second.product.args[0] in weights and any(map(is_depthwise, region.between))
-        return None if convolutional else _between(graphs, second, region)
+        return _between(graphs, second, region)
     count = len(region.sources)
     if count == 1:
         return _one(graphs, second, region)
@@ -102,11 +102,15 @@ def steps(sources: Mapping[Expr, Linear]) -> Iterator[Step]:
 
 def experts(graphs: Graphs, product: Expr, weights: Weights) -> Decline | None:
     """Return why a second product that has one matrix for each expert is no block, None if it is none of these."""
-    count, chosen = _experts(product.args[1], weights)
-    if count is None or product.args[0] in weights:
+    x, w = product.args
+    if x in weights or _experts(x, weights)[0] is not None:
+        x, w = w, x
+    count, chosen = _experts(w, weights)
+    if count is None or x in weights:
         return None
-    region = walk(product.args[0], None, weights)
-    if not region.bends or not any(_experts(node.args[1], weights)[0] == count for node in _products(region)):
+    region = walk(x, None, weights)
+    firsts = [side for node in _behind_cuts(region) for side in node.args]
+    if not region.bends or all(_experts(side, weights)[0] != count for side in firsts):
         return None
     how = "of which the model chooses while it runs" if chosen else "one for each slice of the batch"
     return Decline(
@@ -120,6 +124,18 @@ def experts(graphs: Graphs, product: Expr, weights: Weights) -> Decline | None:
 
 def _products(region: Region) -> list[Expr]:
     return [node for node in (*region.stops, *region.between) if node.word == "matmul"]
+
+
+def _behind_cuts(region: Region) -> Iterator[Expr]:
+    """Yield the products that a region starts from, also where gate and up are cut out of one, biased or not."""
+    seen, stack = set(), [*region.stops, *region.between]
+    while stack:
+        node = stack.pop()
+        if node.word == "matmul":
+            yield node
+        elif id(node) not in seen and node.word in ("slice", "add", *activation.VIEWS):
+            stack.extend(node.args if node.word == "add" else node.args[:1])
+        seen.add(id(node))
 
 
 def _experts(w: Expr, weights: Weights) -> tuple[Dim | None, bool]:

@@ -65,7 +65,7 @@ class AttentionSite:
     scale: float = field(compare=False)
     softcap: float | None
     bias: Expr | None = field(compare=False)
-    causal: Causal | None
+    causal: Causal | None = field(compare=False)  # what ``mask`` says; ONNX exports lose the guard that lets it out
     keys: Expr | None = field(compare=False)
     mask: Mask
     heads: Dim

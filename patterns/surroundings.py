@@ -81,8 +81,8 @@ class Cache(Report):
         past_k, past_v, new_k, new_v: the tensors, in the layout of what joins them.
     """
 
-    past: Sequence[str]
-    presents: Sequence[str | None]
+    past: Sequence[str] = field(compare=False)
+    presents: Sequence[str | None] = field(compare=False)
     past_k: Operand = field(compare=False, repr=False, metadata=_HIDDEN)
     past_v: Operand = field(compare=False, repr=False, metadata=_HIDDEN)
     new_k: Operand = field(compare=False, repr=False, metadata=_HIDDEN)

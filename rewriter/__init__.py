@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewriter.catalogue import ops, rules
     from rewriter.compare import verify
+    from rewriter.export import to_onnx
     from rewriter.look import show, why
     from rewriter.recipe import apply
     from rewriter.splitting import split
@@ -26,11 +27,12 @@ _HOME = {
     "split": "splitting",
     "verify": "compare",
     "bench": "timing",
+    "to_onnx": "export",
     "rules": "catalogue",
     "ops": "catalogue",
 }
 
-__all__ = ["apply", "bench", "ops", "rules", "show", "split", "verify", "why"]
+__all__ = ["apply", "bench", "ops", "rules", "show", "split", "to_onnx", "verify", "why"]
 
 
 def __getattr__(name: str) -> Any:

@@ -74,12 +74,12 @@ def demand(reading: Reading, edit: Edit, strict: bool, expect: int | None) -> No
 
 
 def still_computed(reading: Reading, edit: Edit) -> dict[str, str]:
-    """Return the rewritten sites whose softmax is still there, because something else reads inner tensors."""
+    """Return the rewritten sites whose inner values are still computed, because something else reads inner tensors."""
     left = {}
     for site in edit.plans:
         reader = reading.graphs.survivor(reading.sites[site].node)
         if reader is not None:
-            left[site] = f"its probabilities are still read by {reader}, so nothing would be saved"
+            left[site] = f"its inner values are still read by {reader}, so nothing would be saved"
     return left
 
 

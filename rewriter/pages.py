@@ -61,7 +61,8 @@ def _keeps(rule: Rule) -> str:
 
 
 def _option(name: str, option: Option) -> Sequence[str]:
-    return (name, option.kind.__name__, "required" if option.required else str(option.default), option.doc)
+    default = "required" if option.required else "none" if option.default is None else str(option.default)
+    return (name, option.kind.__name__, default, option.doc)
 
 
 def op_page(spec: OpSpec) -> Iterable[RenderableType]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,16 +29,16 @@ class Plan:
     values: Mapping[Any, Expr]
 
     def __str__(self) -> str:
-        return "; ".join(f"{getattr(handle, 'name', handle)} := {_text(expr)}" for handle, expr in self.values.items())
+        return "; ".join(f"{getattr(handle, 'name', handle)} := {text(expr)}" for handle, expr in self.values.items())
 
 
-def _text(expr: Expr) -> str:
+def text(expr: Expr) -> str:
     """Return an expression as one line; leaves by name, constants by value."""
     if expr.handle is not None:
         return str(getattr(expr.handle, "name", expr.handle))
     if expr.word == "const":
         return str(expr.known.tolist()) if expr.known is not None else "const"
-    args = [_text(a) for a in expr.args]
+    args = [text(a) for a in expr.args]
     if expr.word == "call":
         named = [f"{name}={arg}" for name, arg in zip(expr.attrs["names"], args, strict=True)]
         values = {k: v for k, v in expr.attrs["values"].items() if v is not None}
@@ -56,6 +56,7 @@ class Option:
     required: bool = False
     default: Any = None
     at_least: float | None = None
+    one_of: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +99,21 @@ class Rule:
         if missing:
             raise GraftError(f"rule {self.name} needs the option {missing[0]}, as in {self.name}:{missing[0]}=64")
         values = {name: o.default for name, o in self.options.items() if name not in given}
-        values.update({name: self._value(name, text) for name, text in given.items()})
+        values.update({name: self._value(name, said) for name, said in given.items()})
         return replace(self, given=values)
 
-    def _value(self, name: str, text: str) -> Any:
+    def _value(self, name: str, said: str) -> Any:
         option = self.options[name]
         try:
-            value = option.kind(text)
+            value = option.kind(said)
         except ValueError:
             kind = {"int": "a whole number", "float": "a number"}.get(option.kind.__name__, option.kind.__name__)
-            raise GraftError(f"option {name} of rule {self.name} takes {kind}, got '{text}'") from None
+            raise GraftError(f"option {name} of rule {self.name} takes {kind}, got '{said}'") from None
         if option.at_least is not None and value < option.at_least:
-            raise GraftError(f"option {name} of rule {self.name} must be at least {option.at_least:g}, got {text}")
+            raise GraftError(f"option {name} of rule {self.name} must be at least {option.at_least:g}, got {said}")
+        if option.one_of and value not in option.one_of:
+            allowed = ", ".join(option.one_of)
+            raise GraftError(f"option {name} of rule {self.name} must be one of {allowed}; got '{said}'")
         return value
 
     def at_limit(self) -> Rule:
@@ -117,5 +121,5 @@ class Rule:
         return replace(self, given={**self.given, **self.limit})
 
     def __str__(self) -> str:
-        given = ",".join(f"{k}={v}" for k, v in self.given.items())
+        given = ",".join(f"{k}={v}" for k, v in self.given.items() if v is not None)
         return f"{self.name}:{given}" if given else self.name

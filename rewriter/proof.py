@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -91,10 +92,10 @@ class Prover(ABC):
             report = dataclasses.replace(report, tolerance=allowed, passed=passed)
         if not report.passed:
             worst = max(report.outputs, key=lambda o: o.rel_l2)
-            raise VerificationError(
-                f"output '{worst.name}' differs from the original by {worst.rel_l2:.2g} (relative L2), "
-                f"more than {report.tolerance:.2g}; nothing was written"
-            )
+            how = f"by {worst.rel_l2:.2g} (relative L2), more than {report.tolerance:.2g}"
+            if not math.isfinite(worst.rel_l2):
+                how = "in its shape, or in where it is NaN"
+            raise VerificationError(f"output '{worst.name}' differs from the original {how}; nothing was written")
         approximation = self.compare(result, float("inf")) if edit.limits else None
         self.tell("comparing models", 1, 1)
         return ApplyCheck(

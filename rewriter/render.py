@@ -98,7 +98,7 @@ def _show(report: ShowReport) -> Iterable[RenderableType]:
     yield f"{report.model} ({report.host}{opset}): {found}"
     if report.sites:
         yield ""
-        heads = ("site", "reads as", ">heads", ">width", "mask", "around", "anchor")
+        heads = ("site", "reads as", ">heads", ">width", "mask or format", "around", "anchor")
         yield table(heads, map(_site, report.sites))
     if report.declines:
         yield "\nnot read:"
@@ -110,7 +110,9 @@ def _site(row: SiteRow) -> Sequence[str]:
     heads, width = _pair(row.heads, row.kv_heads), _pair(row.head_width, row.value_width)
     if row.inner_width is not None:
         heads, width = "", _pair(row.model_width, row.inner_width)
-    return (row.id, row.reads_as, heads, width, row.mask or "", ", ".join(row.around), row.anchor)
+    stored = row.stored and f"{row.stored} weights"
+    told = row.mask or row.quantised or stored or ""
+    return (row.id, row.reads_as, heads, width, told, ", ".join(row.around), row.anchor)
 
 
 def _pair(one: int | str | None, other: int | str | None) -> str:

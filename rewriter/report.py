@@ -56,7 +56,7 @@ class SiteRow(Report):
     biases: Sequence[str] | None = None  # of "in", "gate", "out": those that are there
     quantised: str | None = None  # operators that round numbers of the block to few bits
     stored: str | None = None  # element type of weights that are no floats
-    around: Sequence[str] = ()  # what q, k and v come through: "rope", "qk-norm", "cache"; the format of a block
+    around: Sequence[str] = ()  # what q, k and v come through, in words: "rope", "qk-norm", "cache"
     rope: Report | None = None  # None in these: looked for and not found
     qk_norm: Report | None = None
     cache: Report | None = None

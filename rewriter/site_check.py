@@ -88,7 +88,8 @@ def _errors(
     region: Expr, handle: Any, expr: Expr, exact: Expr, run: Run, values: Leaves
 ) -> tuple[float, float, float, float]:
     inner = {value: array for value, array in values.items() if value is not handle}
-    truth, planned, best = (interpret.golden(e, inner) for e in (region, expr, exact))
+    truth, planned = (interpret.golden(e, inner) for e in (region, expr))
+    best = planned if exact is expr else interpret.golden(exact, inner)
     out, captured = run(inner), values[handle]
     rewrite, same = relative(truth, best), relative(captured, out)
     if rewrite > STRUCTURAL and same <= ROUNDING:

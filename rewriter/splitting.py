@@ -13,7 +13,7 @@ from rewriter import files, reading
 from rewriter.errors import GraftError
 from rewriter.hosts import onnx_split
 from rewriter.hosts.onnx import OnnxGraphs
-from rewriter.hosts.onnx_weights import save_sharing
+from rewriter.hosts.onnx_sharing import save_sharing
 from rewriter.onnx_host import OnnxHost, OnnxLike
 from rewriter.report import SplitReport
 

@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_RANK = 5
 DTYPES = {
     np.dtype(np.float32): 1,
@@ -72,6 +72,18 @@ class TopKFeedForward(ctypes.Structure):
         ("chunk", ctypes.c_int64),
         ("activation", ctypes.c_char_p),
         ("select_by", ctypes.c_char_p),
+    ]
+
+
+class CombinerAttention(ctypes.Structure):
+    """`graft_combiner_attention`."""
+
+    _fields_ = [
+        *((name, Tensor) for name in ("q", "k", "v", "key_mask", "out")),
+        *((name, ctypes.c_char_p) for name in ("variant", "pooling", "region_logit")),
+        ("span", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("causal", ctypes.c_int32),
     ]
 
 

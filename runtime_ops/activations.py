@@ -8,48 +8,60 @@ from collections.abc import Callable
 from runtime_ops.words import Expr, const, make
 
 
-def _relu(z: Expr) -> Expr:
+def _like(z: Expr, value: float) -> Expr:
+    """Return a constant of the type of ``z``."""
+    return const(value, z.dtype)
+
+
+def relu(z: Expr) -> Expr:
+    """Return max(z, 0)."""
     return make("relu", z)
 
 
-def _gelu(z: Expr) -> Expr:
-    share = make("add", make("erf", make("mul", z, const(math.sqrt(0.5)))), const(1.0))
-    return make("mul", make("mul", z, const(0.5)), share)
+def gelu(z: Expr) -> Expr:
+    """Return z/2 · (1 + erf(z/√2))."""
+    share = make("add", make("erf", make("mul", z, _like(z, math.sqrt(0.5)))), _like(z, 1.0))
+    return make("mul", make("mul", z, _like(z, 0.5)), share)
 
 
-def _gelu_tanh(z: Expr) -> Expr:
+def gelu_tanh(z: Expr) -> Expr:
+    """Return z/2 · (1 + tanh(√(2/π) (z + 0.044715 z³)))."""
     cubed = make("mul", make("mul", z, z), z)
-    inner = make("add", z, make("mul", cubed, const(0.044715)))
-    share = make("add", make("tanh", make("mul", inner, const(math.sqrt(2 / math.pi)))), const(1.0))
-    return make("mul", make("mul", z, const(0.5)), share)
+    inner = make("add", z, make("mul", cubed, _like(z, 0.044715)))
+    share = make("add", make("tanh", make("mul", inner, _like(z, math.sqrt(2 / math.pi)))), _like(z, 1.0))
+    return make("mul", make("mul", z, _like(z, 0.5)), share)
 
 
-def _gelu_quick(z: Expr) -> Expr:
-    return make("mul", z, make("sigmoid", make("mul", z, const(1.702))))
+def gelu_quick(z: Expr) -> Expr:
+    """Return z · sigmoid(1.702 z)."""
+    return make("mul", z, make("sigmoid", make("mul", z, _like(z, 1.702))))
 
 
-def _silu(z: Expr) -> Expr:
+def silu(z: Expr) -> Expr:
+    """Return z · sigmoid(z)."""
     return make("mul", z, make("sigmoid", z))
 
 
-def _relu_squared(z: Expr) -> Expr:
+def relu_squared(z: Expr) -> Expr:
+    """Return max(z, 0)²."""
     positive = make("relu", z)
     return make("mul", positive, positive)
 
 
-def _mish(z: Expr) -> Expr:
+def mish(z: Expr) -> Expr:
+    """Return z · tanh(log(1 + eᶻ))."""
     # z·tanh(log(1 + w)) with w = e^z; from z = 20 on the factor is 1 in float64 too, and w² must not overflow
-    w = make("exp", make("min", z, const(20.0)))
-    n = make("mul", w, make("add", w, const(2.0)))
-    return make("mul", z, make("div", n, make("add", n, const(2.0))))
+    w = make("exp", make("min", z, _like(z, 20.0)))
+    n = make("mul", w, make("add", w, _like(z, 2.0)))
+    return make("mul", z, make("div", n, make("add", n, _like(z, 2.0))))
 
 
 ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {
-    "relu": _relu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "gelu_quick": _gelu_quick,
-    "silu": _silu,
-    "relu_squared": _relu_squared,
-    "mish": _mish,
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "gelu_quick": gelu_quick,
+    "silu": silu,
+    "relu_squared": relu_squared,
+    "mish": mish,
 }

@@ -91,7 +91,7 @@ def exact_quotient(a: Dim, b: Dim) -> Dim | None:
     lead_m, lead_c = max(_terms(b), key=_rank)
     quotient: Dim = 0
     rest = a
-    while not (isinstance(rest, int) and rest == 0):
+    while rest != 0:
         m, c = max(_terms(rest), key=_rank)
         left = _without(m, lead_m)
         if left is None or c % lead_c:

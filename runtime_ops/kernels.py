@@ -22,7 +22,8 @@ from runtime_ops import abi
 from runtime_ops.abi import Array, LibraryError
 
 __all__ = [
-    "LibraryError", "find_library", "kernels", "library_path", "load", "register", "run_segment_attention",
+    "LibraryError", "find_library", "kernels", "library_path", "load", "register", "run_combiner_attention",
+    "run_segment_attention",
     "run_topk_attention", "run_topk_feed_forward", "session",
 ]  # fmt: skip
 
@@ -87,6 +88,19 @@ def kernels() -> list[dict[str, Any]]:
     """One row per kernel in the library: op, name, isa, dtypes, limits, rank, usable, reason."""
     rows: list[dict[str, Any]] = json.loads(load().graft_list_kernels())
     return rows
+
+
+def topk_proofs() -> dict[str, int]:
+    """How often 8-bit scores proved a top-k selection in this process, in blocks of query rows.
+
+    `blocks` were scored in 8 bits, `widened` of them needed a second try that lists more keys, `in_fp32` had no
+    proof and were scored in fp32. Results are the same either way; only time differs.
+    """
+    counts = [ctypes.c_int64() for _ in range(3)]
+    function = load().graft_topk_attention_proofs
+    function.restype = None
+    function(*map(ctypes.byref, counts))
+    return dict(zip(("blocks", "widened", "in_fp32"), (count.value for count in counts), strict=True))
 
 
 def run_topk_attention(
@@ -191,6 +205,39 @@ def run_topk_feed_forward(
     args = abi.TopKFeedForward(*views, k_top, chunk, activation.encode(), select_by.encode())
     _run("topk_feed_forward", args, isa, threads)
     return out.reshape(*x.shape[:-1], w_out.shape[-1])
+
+
+def run_combiner_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_mask: Array | None = None,
+    *,
+    variant: str = "fixed",
+    span: int = 0,
+    pooling: str = "max",
+    region_logit: str = "paper",
+    causal: bool = False,
+    scale: float | None = None,
+    isa: str | None = None,
+    threads: int = 1,
+) -> Array:
+    """Attention that reads near keys themselves and all others through summaries of regions.
+
+    q [b h t d], k [b g t d], v [b g t e], key_mask bool [b t]. fp32, fp16 or bf16, all alike, accumulated in fp32.
+    The other arguments: those of `ai.graft::CombinerAttention`. `isa` forces a kernel; `threads` are Python
+    threads, started for the call.
+    """
+    q, k, v = abi.rows(q), abi.rows(k), abi.rows(v)
+    if min(q.ndim, k.ndim, v.ndim) != 4 or max(q.ndim, k.ndim, v.ndim) != 4:
+        raise LibraryError(f"q, k and v have ranks {q.ndim}, {k.ndim} and {v.ndim}; allowed is 4.")
+    b = next((x.shape[0] for x in (q, k, v) if x.shape[0] != 1), 1)
+    out = np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
+    views = [abi.view(array) for array in (q, k, v, key_mask, out)]
+    words = [word.encode() for word in (variant, pooling, region_logit)]
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    _run("combiner_attention", abi.CombinerAttention(*views, *words, span, factor, causal), isa, threads)
+    return out
 
 
 def _run(op: str, args: ctypes.Structure, isa: str | None, threads: int) -> None:

@@ -69,7 +69,10 @@ def _elementwise(args: Sequence[Expr], attrs: Mapping[str, Any]) -> Shape | None
 
 
 def _dims_of(shape: Expr) -> list[Dim] | None:
-    return None if shape.known is None else list(shape.known.reshape(-1))
+    """Return the lengths that a shape tensor holds, numbers as Python's own."""
+    if shape.known is None:
+        return None
+    return [int(d) if isinstance(d, np.integer) else d for d in shape.known.reshape(-1)]
 
 
 def _fresh(expr: Expr, count: int) -> Shape:
@@ -109,7 +112,7 @@ def _partly_known(shape: Expr) -> Shape | None:
             if made is None:
                 return None
             known = list(made)
-        dims += known
+        dims += [int(d) if isinstance(d, (int, np.integer)) else d for d in known]
     return None if any(isinstance(d, (int, np.integer)) and d < 1 for d in dims) else tuple(dims)
 
 

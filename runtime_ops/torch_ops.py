@@ -13,33 +13,23 @@ from __future__ import annotations
 
 import functools
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from runtime_ops import cuda, kernels, to_torch
+from runtime_ops import to_torch, torch_attention, torch_feed_forward
 from runtime_ops.ops import OPS
-from runtime_ops.spec import Attribute, OpSpec
-from runtime_ops.torch_training import TRAINING, Training, plain
+from runtime_ops.spec import OpSpec
+from runtime_ops.torch_run import argument, name, run
+from runtime_ops.torch_training import Training, plain
 from runtime_ops.words import symbol
 
 NAMESPACE = "graft"
 Tensor = torch.Tensor
 Inputs = Sequence[Tensor | None]
-_SMALL = 1 << 16  # elements of the largest input below which starting threads costs more than it saves
-
-
-def name(spec: OpSpec) -> str:
-    """Return the name of the torch op: TopKAttention is topk_attention."""
-    return re.sub(r"(?<!^)(?=[A-Z][a-z])", "_", spec.name).lower()
-
-
-def argument(spec: OpSpec, attribute: Attribute) -> str:
-    """Return what an attribute is called among the op's arguments: k, where k is an input too, is k_top."""
-    return f"{attribute.name}_top" if any(i.name == attribute.name for i in spec.inputs) else attribute.name
+# the others keep their inputs, see ``plain``
+TRAINING = {"TopKAttention": torch_attention.TRAINING, "TopKFeedForward": torch_feed_forward.TRAINING}
 
 
 def op(spec: OpSpec) -> Callable[..., Tensor]:
@@ -53,10 +43,43 @@ def op(spec: OpSpec) -> Callable[..., Tensor]:
     def run(*inputs: Tensor | None, **attrs: Any) -> Tensor:
         values = spec.attrs(attrs)
         absent = (None,) * (len(spec.inputs) - len(inputs))
-        result: Tensor = target(*inputs, *absent, *(values[a.name] for a in spec.attributes))
+        result: Tensor = target(*inputs, *absent, *values.values())
         return result
 
     return run
+
+
+def topk_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    past_length: Tensor | None = None,
+    *,
+    k_top: int = 0,
+    scale: float | None = None,
+    causal: bool = False,
+    softcap: float = 0.0,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Attend to the `k_top` best keys of every query (0: to all of them); runs and trains in memory O(s).
+
+    q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length int64 [b];
+    returns [b h s e]. Gradients reach q, k, v and the bias. `dropout_p` drops attention weights, as in training; its
+    random numbers come from torch's default generator.
+    """
+    spec = OPS["TopKAttention"]
+    inputs = (q, k, v, bias, key_mask, past_length)
+    attrs = {"k": k_top, "scale": scale, "causal": int(causal), "softcap": softcap}
+    if not dropout_p:
+        return op(spec)(*inputs, **attrs)
+    if not 0 < dropout_p <= 1:
+        raise ValueError(f"dropout_p is {dropout_p}; it must be between 0 and 1")
+    values, seed = spec.attrs(attrs), torch.randint(1 << 62, ())
+    outputs = _overload("topk_attention_training")(*inputs, *values.values(), dropout_p=dropout_p, seed=seed)
+    result: Tensor = outputs[0]
+    return result
 
 
 def overload(spec: OpSpec) -> Any:
@@ -77,51 +100,6 @@ def _split(spec: OpSpec, args: Sequence[Any]) -> tuple[Inputs, dict[str, Any], S
     args = (*args, *(None for _ in range(first - len(args))))
     given = zip(spec.attributes, args[first:last], strict=False)
     return args[:first], spec.attrs({a.name: value for a, value in given}), args[last:]
-
-
-def _run(spec: OpSpec, *args: Any) -> Tensor:
-    """Return the result of a call, from the fastest that takes its tensors."""
-    inputs, attrs, _ = _split(spec, args)
-    if spec.name == cuda.OP and cuda.takes(inputs):
-        return cuda.forward(inputs, attrs, keep=False)[0]
-    run = _in_c if _on_cpu(spec, inputs) else to_torch.call
-    return run(spec, inputs, attrs).contiguous()
-
-
-def _on_cpu(spec: OpSpec, inputs: Inputs) -> bool:
-    """Return whether the library has a kernel for these tensors."""
-    if any(x is not None and x.device.type != "cpu" for x in inputs):
-        return False
-    taken = _cpu_types(kernels.library_path()).get(spec.name, set())
-    return _types(spec, inputs) <= taken and _one_type(spec, inputs)
-
-
-@functools.cache
-def _cpu_types(library: Path | None) -> dict[str, set[str]]:
-    """Return the element types that the library's kernels take, by op."""
-    found: dict[str, set[str]] = {}
-    for row in kernels.kernels() if library else []:
-        found.setdefault(row["op"], set()).update(row["dtypes"] if row["usable"] else [])
-    return found
-
-
-def _types(spec: OpSpec, inputs: Inputs) -> set[str]:
-    pairs = zip(spec.inputs, inputs, strict=True)
-    return {str(x.dtype).removeprefix("torch.") for i, x in pairs if x is not None and i.kind == "float"}
-
-
-def _one_type(spec: OpSpec, inputs: Inputs) -> bool:
-    """Return whether the inputs that must be there have one type."""
-    pairs = zip(spec.inputs, inputs, strict=True)
-    return len({x.dtype for i, x in pairs if x is not None and i.kind == "float" and not i.optional}) == 1
-
-
-def _in_c(spec: OpSpec, inputs: Inputs, attrs: Mapping[str, Any]) -> Tensor:
-    arrays = [None if x is None else to_torch.array(x) for x in inputs]
-    named = {argument(spec, a): attrs[a.name] for a in spec.attributes}
-    large = max(x.numel() for x in inputs if x is not None) > _SMALL
-    run = getattr(kernels, f"run_{name(spec)}")
-    return to_torch.tensor(run(*arrays, **named, threads=torch.get_num_threads() if large else 1))
 
 
 def _fake(spec: OpSpec, *args: Any) -> Tensor:
@@ -155,8 +133,7 @@ def _arguments(spec: OpSpec) -> str:
     """Return inputs and attributes as a torch schema says them."""
     inputs = [f"Tensor? {i.name}=None" if i.optional else f"Tensor {i.name}" for i in spec.inputs]
     attributes = [
-        f"{KINDS[a.kind]}{'?' * (a.default is None)} {argument(spec, a)}={json.dumps(a.default)}"
-        for a in spec.attributes
+        f"{KINDS[a.kind]}{'?' * (a.default is None)} {argument(a)}={json.dumps(a.default)}" for a in spec.attributes
     ]
     return ", ".join([*inputs, *attributes]).replace("=null", "=None")
 
@@ -166,7 +143,7 @@ def _define(spec: OpSpec) -> None:
     training = TRAINING.get(spec.name) or plain(functools.partial(to_torch.call, spec))
     qualified = f"{NAMESPACE}::{name(spec)}"
     _LIBRARY.define(f"{name(spec)}({_arguments(spec)}) -> Tensor")
-    _LIBRARY.impl(name(spec), functools.partial(_run, spec), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name(spec), lambda *args: run(spec, *_split(spec, args)[:2]), "CompositeExplicitAutograd")
     _LIBRARY.impl(name(spec), functools.partial(_differentiable, spec), "Autograd")
     torch.library.register_fake(qualified, functools.partial(_fake, spec), lib=_LIBRARY)
     _define_training(spec, training, qualified)
@@ -188,14 +165,18 @@ def _define_training(spec: OpSpec, training: Training, qualified: str) -> None:
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*outputs[1:])
+        ctx.set_materialize_grads(False)  # no zeros as large as what is saved
         count = len(spec.inputs)
         ctx.save_for_backward(*inputs[:count], *(outputs if training.saves else ()))
         ctx.rest, ctx.count = inputs[count:], count
 
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         given = ctx.needs_input_grad  # without arguments at the end that have their default value
+        if grad is None:
+            return (None,) * len(given)
         needs = [*given[: ctx.count], *(False for _ in range(ctx.count - len(given)))]
-        inputs, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        kept = ctx.saved_tensors  # once: checkpoints count
+        inputs, saved = kept[: ctx.count], kept[ctx.count :]
         found = iter(_overload(f"{name(spec)}_backward")(grad, list(saved), needs, *inputs, *ctx.rest))
         return tuple(next(found) if i < ctx.count and need else None for i, need in enumerate(given))
 

@@ -54,6 +54,3 @@ def plain(run: Callable[[Inputs, Attrs], Tensor]) -> Training:
         fake=lambda out, inputs, attrs, extra: (),
         backward=backward,
     )
-
-
-TRAINING: dict[str, Training] = {}

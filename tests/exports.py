@@ -169,7 +169,8 @@ def _root(failure: BaseException) -> str:
     return f"{type(failure).__name__}: {' '.join(str(failure).split())}"[:300]
 
 
-def _export(case: Case, path: Path) -> Sequence[Arg]:
+def module_of(case: Case) -> tuple[Any, Sequence[Arg], tuple[Any, ...]]:
+    """Return the module that is exported for a case, its arguments, and values for them."""
     import torch
     import transformers
 
@@ -184,7 +185,13 @@ def _export(case: Case, path: Path) -> Sequence[Arg]:
         args += _past(model, args)
     wrapped = _wrapper([arg.name for arg in args], model)
     traced = feeds(args, TRACED)
-    values = tuple(torch.from_numpy(traced[arg.name]) for arg in args)
+    return wrapped, args, tuple(torch.from_numpy(traced[arg.name]) for arg in args)
+
+
+def _export(case: Case, path: Path) -> Sequence[Arg]:
+    import torch
+
+    wrapped, args, values = module_of(case)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -195,7 +202,7 @@ def _export(case: Case, path: Path) -> Sequence[Arg]:
             opset_version=case.exporter.opset,
             dynamo=case.exporter.name == "dynamo",
             external_data=False,
-            **_dynamic(case.exporter.name, args),
+            **dynamic(case.exporter.name, args),
         )
     return args
 
@@ -260,8 +267,8 @@ def _wrapper(names: Sequence[str], model: Any) -> Any:
     return Wrapped().eval()
 
 
-def _dynamic(exporter: str, args: Sequence[Arg]) -> Mapping[str, object]:
-    """Name the free axes; each exporter has its own way to say so."""
+def dynamic(exporter: str, args: Sequence[Arg], longest: int = 4096) -> Mapping[str, object]:
+    """Name the free axes, up to a length; each exporter has its own way to say so."""
     if exporter == "torchscript":
         axes = {arg.name: {i: d for i, d in enumerate(arg.shape) if isinstance(d, str)} for arg in args}
         return {"dynamic_axes": axes}
@@ -269,6 +276,6 @@ def _dynamic(exporter: str, args: Sequence[Arg]) -> Mapping[str, object]:
 
     words = {d for arg in args for d in arg.shape if isinstance(d, str)}
     # the exporter works out by itself that total = past + length
-    dims = {word: torch.export.Dim.AUTO if word == "total" else torch.export.Dim(word, max=4096) for word in words}
+    dims = {word: torch.export.Dim.AUTO if word == "total" else torch.export.Dim(word, max=longest) for word in words}
     shapes = tuple({i: dims[d] for i, d in enumerate(arg.shape) if isinstance(d, str)} for arg in args)
     return {"dynamic_shapes": {"values": shapes}}

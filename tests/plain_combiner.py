@@ -17,7 +17,7 @@ def regions(variant: str, t: int, span: int, causal: bool, i: int) -> tuple[Sequ
         left = [*_bits(i)]
         right = [] if causal else [[t - 1 - j for j in block] for block in _bits(t - 1 - i)]
         return [i], [*left, *right]
-    span = span or max(int(np.sqrt(t * (2 if variant == "fixed" else 1))), 1)
+    span = width(variant, t, span)
     seen = [j for j in range(t) if not causal or j <= i]
     row, column = i // span, i % span
     rows = [[j for j in seen if j // span == r] for r in range(-(-t // span))]
@@ -32,6 +32,11 @@ def regions(variant: str, t: int, span: int, causal: bool, i: int) -> tuple[Sequ
     return direct, [*above, *([j for j in found if j // span > row] for found in columns)]
 
 
+def width(variant: str, t: int, span: int) -> int:
+    """Return how many tokens a row of the grid has."""
+    return min(span or max(int(np.sqrt(t * (2 if variant == "fixed" else 1))), 1), max(t, 1))
+
+
 def _bits(i: int) -> Regions:
     """Return the aligned blocks that tile the keys before i, one for every set bit."""
     blocks, end = [], i
@@ -42,20 +47,21 @@ def _bits(i: int) -> Regions:
     return blocks
 
 
-def combiner(arrays: Arrays, attrs: Mapping[str, Any]) -> np.ndarray:
-    """Return the result [b h t e] in float64."""
+def combiner(arrays: Arrays, attrs: Mapping[str, Any], kind: Any = np.float64) -> np.ndarray:
+    """Return the result [b h t e], worked out in a type."""
     variant = attrs.get("variant", "fixed")
     if variant == "mixture":
         names = ("fixed", "axial-vertical")
-        return np.mean([combiner(arrays, {**attrs, "variant": name}) for name in names], axis=0)
-    q, k, v = (np.asarray(arrays[name], np.float64) for name in "qkv")
+        return np.mean([combiner(arrays, {**attrs, "variant": name}, kind) for name in names], axis=0)
+    q, k, v = (np.asarray(arrays[name]).astype(kind) for name in "qkv")
     mask = arrays.get("key_mask")
-    b, h, t, d = q.shape
-    q = q * (attrs.get("scale") or d**-0.5)
-    out = np.zeros((b, h, t, v.shape[-1]))
+    b, (_, h, t, d) = max(len(x) for x in (q, k, v)), q.shape
+    q, k, v = (np.broadcast_to(x, (b, *x.shape[1:])) for x in (q, k, v))
+    q = q * kind(attrs.get("scale") or d**-0.5)
+    out = np.zeros((b, h, t, v.shape[-1]), kind)
     for n, head, i in np.ndindex(b, h, t):
         group = head // (h // k.shape[1])
-        keep = np.ones(t, bool) if mask is None else mask[n]
+        keep = np.ones(t, bool) if mask is None else np.broadcast_to(mask, (b, t))[n]
         out[n, head, i] = _one(q[n, head], k[n, group], v[n, group], keep, i, {**attrs, "variant": variant})
     return out
 
@@ -70,7 +76,7 @@ def _one(q: np.ndarray, k: np.ndarray, v: np.ndarray, keep: np.ndarray, i: int, 
         if not shown:
             continue
         key, value = _summary(q, k, v, region, shown, i, keep, attrs)
-        logits.append(q[i] @ key + (np.log(len(shown)) if attrs.get("region_logit") == "counted" else 0))
+        logits.append(q[i] @ key + (q.dtype.type(np.log(len(shown))) if attrs.get("region_logit") == "counted" else 0))
         values.append(value)
     return _softmax(logits) @ np.asarray(values) if logits else np.zeros(v.shape[-1])
 
@@ -83,7 +89,7 @@ def _summary(
     if attrs["variant"] != "axial-row-major":
         inner = _softmax(k[shown] @ pool(q[shown], axis=0))
         return pool(k[shown], axis=0), inner @ v[shown]
-    span = attrs.get("span") or max(int(np.sqrt(len(q))), 1)
+    span = width(attrs["variant"], len(q), attrs.get("span", 0))
     place = region[0] // span * span + i % span  # the token of the reader's column in that row
     query = q[place] if place < len(q) and keep[place] else np.zeros(q.shape[-1])
     inner = _softmax(k[shown] @ query)

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_combiner import combiner, regions
+from test_ops import isas, needs_library
 
+from runtime_ops import kernels
 from runtime_ops.ops.combiner_attention import COMBINER_ATTENTION as SPEC
 from runtime_ops.ops.combiner_attention import MIXTURE, VARIANTS
-from runtime_ops.spec import Sample
 
 SINGLE = [name for name in VARIANTS if name != "mixture"]
 
@@ -28,23 +29,102 @@ def test_every_visible_key_is_in_one_region(variant: str, causal: bool) -> None:
             assert found == list(range(i + 1 if causal else t))
 
 
-@pytest.mark.parametrize("sample", SPEC.samples(), ids=lambda sample: sample.id)
-def test_golden_is_the_formula(sample: Sample) -> None:
-    np.testing.assert_allclose(
-        SPEC.golden(sample.arrays, sample.attrs), combiner(sample.arrays, sample.attrs), rtol=1e-6, atol=1e-6
-    )
+any_call = given(
+    seed=st.integers(0, 1 << 30), t=st.integers(0, 40), span=st.one_of(st.integers(0, 45), st.just(1 << 30)),
+    variant=st.sampled_from(VARIANTS), pooling=st.sampled_from(["max", "mean"]), causal=st.integers(0, 1),
+    region_logit=st.sampled_from(["paper", "counted"]), shown=st.floats(0, 1),
+)  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    seed=st.integers(0, 1 << 30), t=st.integers(0, 40), span=st.integers(0, 45), variant=st.sampled_from(VARIANTS),
-    pooling=st.sampled_from(["max", "mean"]), region_logit=st.sampled_from(["paper", "counted"]),
-    causal=st.integers(0, 1), shown=st.floats(0, 1),
-)  # fmt: skip
+@any_call
 def test_any_call(seed: int, t: int, shown: float, **attrs: Any) -> None:
     arrays = made(seed, t, h=2, d=3)
     arrays["key_mask"] = np.random.default_rng(seed).random((1, t)) < shown
     np.testing.assert_allclose(SPEC.golden(arrays, attrs), combiner(arrays, attrs), rtol=1e-6, atol=1e-6)
+
+
+@needs_library
+@settings(max_examples=150, deadline=None)
+@any_call
+@pytest.mark.parametrize("isa", isas() or ["scalar"])
+def test_any_call_in_kernels(isa: str, seed: int, t: int, shown: float, **attrs: Any) -> None:
+    arrays = made(seed, t, h=2, d=17)
+    arrays["key_mask"] = np.random.default_rng(seed).random((1, t)) < shown
+    expected = combiner(arrays, attrs)
+    error = float(np.abs(combiner(arrays, attrs, np.float32) - expected).max(initial=0.0))
+    out = kernels.run_combiner_attention(**arrays, **attrs, isa=isa, threads=1 + seed % 2)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=2 * error + 1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("causal", [0, 1], ids=["all", "causal"])
+def test_long_lines_in_kernels(variant: str, causal: int) -> None:
+    """Lines of more queries than a panel has and more keys than a tile, and heads that share keys."""
+    arrays = {"q": made(7, 420, h=2, d=70)["q"], **{name: made(8, 420, h=1, d=70)[name] for name in "kv"}}
+    arrays["key_mask"] = np.random.default_rng(9).random((1, 420)) < 0.9
+    attrs = {"variant": variant, "span": 200, "causal": causal, "region_logit": "counted", "pooling": "mean"}
+    expected = SPEC.golden(arrays, attrs)
+    for isa in isas():
+        out = kernels.run_combiner_attention(**arrays, **attrs, isa=isa)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
+
+
+@needs_library
+def test_hidden_keys_may_be_anything() -> None:
+    for variant in [name for name in VARIANTS if name != "axial-row-major"]:  # its keys are also what is averaged
+        arrays = made(6, 23, h=1, d=8) | {"key_mask": np.arange(23)[None] < 17}
+        attrs = {"variant": variant, "span": 4}
+        expected = kernels.run_combiner_attention(**arrays, **attrs)
+        arrays["k"][:, :, 17:] = np.inf
+        np.testing.assert_array_equal(kernels.run_combiner_attention(**arrays, **attrs), expected)
+
+
+@needs_library
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_threads_change_nothing(variant: str) -> None:
+    arrays = made(5, 61, h=5, d=16)
+    one, three = (kernels.run_combiner_attention(**arrays, variant=variant, threads=n) for n in (1, 3))
+    np.testing.assert_array_equal(one, three)
+
+
+Q = np.zeros((2, 4, 7, 8), np.float32)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"q": Q[0]}, "ranks 3, 4 and 4; allowed is 4"),
+    "length": ({"k": Q[:, :, :5]}, r"k got shape \[2 4 5 8\], allowed \[b g t d\] = \[2 4 7 8\]"),
+    "width": ({"k": Q[..., :5]}, r"k got shape \[2 4 7 5\]"),
+    "batch": ({"v": np.zeros((3, 4, 7, 8), np.float32)}, r"v got shape \[3 4 7 8\]"),
+    "heads": ({"k": Q[:, :3], "v": Q[:, :3]}, "heads got 4 and 3, allowed h a multiple of g"),
+    "type": ({"v": Q.astype(np.float16)}, "v got element type 10, allowed the type of q, 1"),
+    "mask-type": ({"key_mask": np.zeros((2, 7), np.float32)}, "key_mask got element type 1, allowed 9"),
+    "mask-shape": ({"key_mask": np.zeros((2, 6), bool)}, r"key_mask got shape \[2 6\], allowed \[b t\] = \[2 7\]"),
+    "variant": ({"variant": "routing"}, "variant got routing, allowed fixed, axial-vertical"),
+    "pooling": ({"pooling": "sum"}, "pooling got sum, allowed max, mean"),
+    "region_logit": ({"region_logit": ""}, "region_logit got , allowed paper, counted"),
+    "span": ({"span": -1}, "span got -1, allowed 0"),
+    "causal": ({"causal": 2}, "causal got 2, allowed 0 or 1"),
+    "scale": ({"scale": float("nan")}, "scale got nan, allowed a finite number"),
+    "isa": ({"isa": "mmx"}, "isa got mmx, allowed scalar, avx2"),
+}
+
+
+@needs_library
+@pytest.mark.parametrize("name", REFUSED)
+def test_kernels_say_what_is_allowed(name: str) -> None:
+    wrong, sentence = REFUSED[name]
+    with pytest.raises(kernels.LibraryError, match=sentence):
+        kernels.run_combiner_attention(**({"q": Q, "k": Q, "v": Q} | wrong))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients(variant: str) -> None:
+    torch = pytest.importorskip("torch")
+    from runtime_ops import torch_ops
+
+    inputs = [torch.from_numpy(made(2, 7, h=1, d=3)[name]).double().requires_grad_() for name in "qkv"]
+    run = torch_ops.op(SPEC)
+    assert torch.autograd.gradcheck(lambda *x: run(*x, variant=variant, span=3, pooling="mean"), inputs)
 
 
 @pytest.mark.parametrize("variant", SINGLE)

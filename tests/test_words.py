@@ -130,3 +130,33 @@ def test_a_chain_of_views_is_undone(data: st.DataObject) -> None:
 
 def _original(axes: layout.Axes, sizes: list[int]) -> layout.Axes:
     return tuple((layout.Atom(n, size),) for n, size in zip("bhst", sizes, strict=True))
+
+
+@pytest.mark.parametrize("word", ["reshape", "expand", "slice", "gather"])
+def test_lengths_and_indices_give_no_type(word: str) -> None:
+    """The result has the type of the data; if that is not known, int64 of a shape is no answer."""
+    _, constants, attrs = CALLS[word]
+    x = Expr("opaque", (), {"op": "Unknown"}, (2, 3, 4), None)
+    assert make(word, x, *(const(c) for c in constants), **attrs).dtype is None
+
+
+def test_lengths_that_are_known_in_part_are_numbers_of_python() -> None:
+    """numpy's would never count as the number 0, so that a division of lengths would not end."""
+    x, rows = symbol("x", (Sym.named("n"), 64), np.dtype(np.float32)), symbol("rows", (1,), np.dtype(np.int64))
+    shape = make("reshape", x, make("concat", rows, const([4, 16]), axis=0)).shape
+    assert shape is not None
+    assert [type(d) for d in shape[1:]] == [int, int]
+    assert exact_quotient(Sym.named("n"), np.int64(4)) is None  # type: ignore[arg-type]
+    assert exact_quotient(np.int64(64), 4) == 16  # type: ignore[arg-type]
+
+
+def test_half_of_an_axis_is_repeated_along_the_rest() -> None:
+    n = Sym.named("n")
+    free = layout.Atom("b", n, make("dim", symbol("v", (n, 3), np.dtype(np.float32)), start=0, end=1))
+    window, s = layout.Atom("bb", 2), layout.Atom("s", 3)
+    mask = symbol("mask", (2, 3), np.dtype(np.float32))
+    out = layout.arrange(mask, ((window,), (s,)), ((free, window), (s,)))
+    assert out is not None
+    assert out.shape == (2 * n, 3)
+    unknown = layout.Atom("b", n)
+    assert layout.arrange(mask, ((window,), (s,)), ((unknown, window), (s,))) is None

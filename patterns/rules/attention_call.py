@@ -72,4 +72,5 @@ def _common_type(site: AttentionSite) -> np.dtype[Any]:
 
 def _typed(expr: Expr | None, dtype: np.dtype[Any]) -> Expr:
     assert expr is not None  # the reader only chose tensors that can be arranged
-    return expr if expr.dtype in (dtype, None) else make("cast", expr, to=dtype)
+    # not "in (dtype, None)": numpy takes None for float64
+    return expr if expr.dtype is None or expr.dtype == dtype else make("cast", expr, to=dtype)

@@ -6,24 +6,19 @@ arguments. What has no row is opaque: it keeps its shape where that is plain, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from rewriter.hosts import spelled
 from rewriter.hosts.fx_attention import ATTENTION
-from rewriter.hosts.fx_row import Row, as_expr, as_type, many, numpy_type, pair, rank, vector
+from rewriter.hosts.fx_make import MADE, Type, type_of
+from rewriter.hosts.fx_row import Row, as_expr, as_type, many, pair, rank
 from rewriter.hosts.fx_shape import SHAPES
+from runtime_ops import activations
 from runtime_ops.words import Expr, const, make
 
 _FLOAT32 = np.dtype(np.float32)
-Type = torch.dtype | np.dtype[Any]
-
-
-def _type(dtype: Type | None) -> np.dtype[Any] | None:
-    return numpy_type(dtype) if isinstance(dtype, torch.dtype) else dtype
 
 
 def _binary(word: str, swap: bool = False) -> Row:
@@ -58,9 +53,14 @@ def _div(x: Any, y: Any, rounding_mode: str | None = None) -> Expr | None:
     left, right = pair(x, y)
     if rounding_mode is None:
         return spelled.quotient(_floating(left), _floating(right))
-    if rounding_mode == "floor" and left.dtype is not None and left.dtype.kind in "iu":
+    if rounding_mode != "floor":
+        return None
+    if left.dtype is None or left.dtype.kind not in "iu":
+        return make("floor", make("div", left, right))
+    if left.rank == right.rank == 0:  # lengths, which are not negative
         return make("div", left, right)
-    return make("floor", make("div", left, right)) if rounding_mode == "floor" else None
+    wide = np.dtype(np.float64)
+    return make("cast", make("floor", make("div", as_type(left, wide), as_type(right, wide))), to=left.dtype)
 
 
 def _floordiv(x: Any, y: Any) -> Expr | None:
@@ -134,7 +134,7 @@ def _softmax(
     """Read a softmax; the third argument of the ATen operator is its type, that of the function is none of ours."""
     if dim is None:
         return None
-    to = _type(dtype if isinstance(_stacklevel, int) else _stacklevel)
+    to = type_of(dtype if isinstance(_stacklevel, int) else _stacklevel)
     return make("softmax", x if to is None else as_type(x, to), axis=dim)
 
 
@@ -144,7 +144,7 @@ def _aten_softmax(x: Expr, dim: int, half_to_float: bool) -> Expr:
 
 def safe_softmax(x: Expr, dim: int, dtype: Type | None = None) -> Expr:
     """Read a softmax that gives 0 for rows in which every score is -inf."""
-    to = _type(dtype)
+    to = type_of(dtype)
     p = make("softmax", x if to is None else as_type(x, to), axis=dim)
     return make("where", make("not", make("eq", p, p)), const(0.0, p.dtype), p)
 
@@ -185,7 +185,7 @@ def _einsum(equation: str, *operands: Any, path: Any = None) -> Expr | None:
 
 def _reduce(word: str) -> Row:
     def row(x: Expr, dim: Any = None, keepdim: bool = False, *, dtype: Type | None = None) -> Expr:
-        to = _type(dtype)
+        to = type_of(dtype)
         x = as_type(x, to) if to is not None else _floating(x) if word == "mean" else x
         if word == "sum" and x.dtype is not None and x.dtype == bool:
             x = as_type(x, np.dtype(np.int64))
@@ -207,75 +207,6 @@ def _min(x: Expr, other: Any = None) -> Expr | None:
     return make("min", *pair(x, other)) if isinstance(other, Expr) else None
 
 
-def _to(x: Any, *args: Any, dtype: Type | None = None, **options: Any) -> Expr:
-    for given in args:
-        if isinstance(given, (torch.dtype, np.dtype)):
-            dtype = given
-        elif isinstance(given, Expr):
-            dtype = given.dtype
-    to = _type(dtype)
-    return x if to is None else as_type(x, to)
-
-
-def _cast(dtype: torch.dtype) -> Row:
-    return lambda x, **options: _to(x, dtype)
-
-
-def _full(size: Sequence[Any], fill_value: Any, *, dtype: Type | None = None, **options: Any) -> Expr:
-    return make("expand", as_expr(_typed(fill_value, _type(dtype))), vector(size))
-
-
-def _typed(value: Any, dtype: np.dtype[Any] | None) -> Any:
-    if isinstance(value, Expr):
-        return value if dtype is None else as_type(value, dtype)
-    return const(value, dtype)
-
-
-def _filled(value: float) -> Row:
-    def row(*size: Any, dtype: Type | None = None, **options: Any) -> Expr:
-        return _full(many(size), value, dtype=dtype or torch.float32)
-
-    return row
-
-
-def _full_like(x: Expr, fill_value: Any, *, dtype: Type | None = None, **options: Any) -> Expr:
-    return make("expand", _typed(fill_value, _type(dtype) or x.dtype), make("dim", x))
-
-
-def _filled_like(value: float) -> Row:
-    return lambda x, dtype=None, **options: _full_like(x, value, dtype=dtype)
-
-
-def _new_filled(value: float) -> Row:
-    return lambda x, *size, dtype=None, **options: _full(many(size), value, dtype=_type(dtype) or x.dtype)
-
-
-def _new_full(x: Expr, size: Sequence[Any], fill_value: Any, *, dtype: Type | None = None, **options: Any) -> Expr:
-    return _full(size, fill_value, dtype=_type(dtype) or x.dtype)
-
-
-def _scalar_tensor(value: Any, dtype: Type | None = None, **options: Any) -> Expr | None:
-    return None if isinstance(value, (list, tuple)) else _typed(value, _type(dtype))
-
-
-def _arange(*bounds: Any, dtype: Type | None = None, step: Any = 1, **options: Any) -> Expr | None:
-    start, end, step = (0, *bounds, step) if len(bounds) == 1 else (*bounds, step)[:3]
-    parts = [as_expr(x) for x in (start, end, step)]
-    if any(p.dtype is None or p.dtype.kind not in "iu" for p in parts):
-        return None
-    return _to(make("range", *parts), dtype)
-
-
-def _triangle(lower: bool) -> Row:
-    def row(x: Expr, diagonal: Any = 0) -> Expr:
-        rows, columns = (spelled.count(make("dim", x, start=i, end=i + 1)) for i in (rank(x) - 2, rank(x) - 1))
-        last = make("add", make("unsqueeze", rows, axes=(1,)), as_expr(diagonal, rows))
-        keep = make("le", columns, last) if lower else make("le", last, columns)
-        return make("where", keep, x, const(0, x.dtype))
-
-    return row
-
-
 def _embedding(a: Expr, b: Expr, *rest: Any, **options: Any) -> Expr:
     weight, index = (a, b) if b.dtype is not None and b.dtype.kind in "iu" else (b, a)
     return make("gather", weight, index, axis=0)
@@ -291,20 +222,12 @@ def _native_dropout(x: Expr, p: float, train: bool | None) -> list[Any] | None:
 
 
 def _gelu(x: Expr, approximate: str = "none") -> Expr:
-    return spelled.gelu_tanh(x) if approximate == "tanh" else spelled.gelu_erf(x)
-
-
-def _silu(x: Expr, inplace: bool = False) -> Expr:
-    return make("mul", x, make("sigmoid", x))
+    return activations.gelu_tanh(x) if approximate == "tanh" else activations.gelu(x)
 
 
 def _plain_relu(x: Expr, inplace: bool = False) -> Expr:
     return make("relu", x)
 
-
-_CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16,
-          "bool": torch.bool, "int": torch.int32, "long": torch.int64}  # fmt: skip
-_NUMBERS = {"zeros": 0, "ones": 1}
 
 READ: dict[str, Row] = {
     **SHAPES,
@@ -329,8 +252,8 @@ READ: dict[str, Row] = {
     "logical_and": _logical("and"),
     "logical_or": _logical("or"),
     "logical_not": _logical("not"),
-    **dict.fromkeys(("bitwise_and", "and_"), _bitwise("and")),
-    **dict.fromkeys(("bitwise_or", "or_"), _bitwise("or")),
+    **dict.fromkeys(("bitwise_and", "and_", "__and__"), _bitwise("and")),
+    **dict.fromkeys(("bitwise_or", "or_", "__or__"), _bitwise("or")),
     **dict.fromkeys(("bitwise_not", "invert"), _bitwise("not")),
     "isnan": lambda x: make("not", make("eq", x, x)),
     "where": _where,
@@ -345,26 +268,15 @@ READ: dict[str, Row] = {
     **{word: _reduce(word) for word in ("sum", "mean", "amax")},
     "max": _max,
     "min": _min,
-    **dict.fromkeys(("to", "_to_copy", "type_as", "type"), _to),
-    **{name: _cast(dtype) for name, dtype in _CASTS.items()},
-    "full": _full,
-    "full_like": _full_like,
-    "new_full": _new_full,
-    **{name: _filled(n) for name, n in _NUMBERS.items()},
-    **{f"{name}_like": _filled_like(n) for name, n in _NUMBERS.items()},
-    **{f"new_{name}": _new_filled(n) for name, n in _NUMBERS.items()},
-    **dict.fromkeys(("scalar_tensor", "tensor"), _scalar_tensor),
-    "arange": _arange,
-    "tril": _triangle(lower=True),
-    "triu": _triangle(lower=False),
+    **MADE,
     "embedding": _embedding,
     "dropout": dropout,
     **dict.fromkeys(("feature_dropout", "dropout2d", "dropout1d", "alpha_dropout"), dropout),
     "native_dropout": _native_dropout,
     "relu": _plain_relu,
     "gelu": _gelu,
-    "silu": _silu,
-    "mish": lambda x, inplace=False: spelled.mish(x),
+    "silu": lambda x, inplace=False: activations.silu(x),
+    "mish": lambda x, inplace=False: activations.mish(x),
     "softplus": lambda x, beta=1, threshold=20: spelled.softplus(x) if beta == 1 else None,
     **ATTENTION,
 }  # fmt: skip

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from rewriter.hosts.onnx_row import Args, Row, attr
-from rewriter.hosts.spelled import gelu_erf, gelu_tanh, mish, number, softplus
+from rewriter.hosts.spelled import number, softplus
+from runtime_ops.activations import gelu, gelu_tanh, mish
 from runtime_ops.words import Expr, make
 
 
@@ -19,7 +20,7 @@ def _biased(args: Args) -> Expr:
 
 
 def _gelu(node: ir.Node, args: Args, opset: int) -> Expr:
-    return gelu_tanh(_biased(args)) if attr(node, "approximate", "none") == "tanh" else gelu_erf(_biased(args))
+    return gelu_tanh(_biased(args)) if attr(node, "approximate", "none") == "tanh" else gelu(_biased(args))
 
 
 def _fast_gelu(node: ir.Node, args: Args, opset: int) -> Expr:

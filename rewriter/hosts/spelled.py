@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,28 +14,10 @@ def number(value: float, like: Expr) -> Expr:
     return const(value, like.dtype)
 
 
-def gelu_erf(x: Expr) -> Expr:
-    """Return x/2 · (1 + erf(x/√2))."""
-    inner = make("erf", make("div", x, number(math.sqrt(2.0), x)))
-    return make("mul", make("mul", x, number(0.5, x)), make("add", inner, number(1.0, x)))
-
-
-def gelu_tanh(x: Expr) -> Expr:
-    """Return x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
-    cube = make("mul", make("mul", make("mul", x, x), x), number(0.044715, x))
-    inner = make("tanh", make("mul", make("add", x, cube), number(math.sqrt(2.0 / math.pi), x)))
-    return make("mul", make("mul", x, number(0.5, x)), make("add", inner, number(1.0, x)))
-
-
 def softplus(x: Expr) -> Expr:
     """Return max(x, 0) + log(1 + exp(-|x|)), which no x overflows."""
     low = make("min", x, make("neg", x))
     return make("add", make("relu", x), make("log", make("add", make("exp", low), number(1.0, x))))
-
-
-def mish(x: Expr) -> Expr:
-    """Return x · tanh(log(1 + eˣ))."""
-    return make("mul", x, make("tanh", softplus(x)))
 
 
 def count(length: Expr, start: int = 0) -> Expr:

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; Python refuses a library that answers another number.
-#define GRAFT_ABI_VERSION 2
+#define GRAFT_ABI_VERSION 3
 
 enum { GRAFT_MAX_RANK = 5 };
 
@@ -77,6 +77,18 @@ typedef struct graft_topk_feed_forward {
   const char* select_by;   // "preactivation", "magnitude", "contribution"
 } graft_topk_feed_forward;
 
+// Arguments of ai.graft::CombinerAttention. Axes by letter: q [b h t d], k [b g t d], v [b g t e], key_mask [b t]
+// (1 = visible), out [b h t e]. Batch axes may be broadcast. h % g == 0; query head i reads key head i / (h / g).
+typedef struct graft_combiner_attention {
+  graft_tensor q, k, v, key_mask, out;
+  const char* variant;       // "fixed", "axial-vertical", "axial-horizontal", "axial-row-major", "logsparse", "mixture"
+  const char* pooling;       // "max", "mean"
+  const char* region_logit;  // "paper", "counted"
+  int64_t span;              // tokens of a row of the grid; 0 = about the square root of 2t or t
+  float scale;               // multiplies q.k
+  int32_t causal;            // 1: key j is visible to query i only if j <= i
+} graft_combiner_attention;
+
 // Every function that can fail returns NULL, or a sentence that lives as long as the library.
 GRAFT_EXPORT int32_t graft_abi_version(void);
 GRAFT_EXPORT const char* graft_version(void);  // the distribution's version, e.g. "0.1.0"
@@ -97,6 +109,9 @@ GRAFT_EXPORT const char* graft_run_segment_attention(const graft_segment_attenti
 GRAFT_EXPORT const char* graft_run_topk_feed_forward(const graft_topk_feed_forward* args, const char* isa,
                                                      const graft_pool* pool);
 
+GRAFT_EXPORT const char* graft_run_combiner_attention(const graft_combiner_attention* args, const char* isa,
+                                                      const graft_pool* pool);
+
 // The name of the row that graft_run_... would use, or NULL with *reason set.
 GRAFT_EXPORT const char* graft_pick_topk_attention(const graft_topk_attention* args, const char* isa,
                                                    const char** reason);
@@ -104,6 +119,12 @@ GRAFT_EXPORT const char* graft_pick_segment_attention(const graft_segment_attent
                                                       const char** reason);
 GRAFT_EXPORT const char* graft_pick_topk_feed_forward(const graft_topk_feed_forward* args, const char* isa,
                                                       const char** reason);
+GRAFT_EXPORT const char* graft_pick_combiner_attention(const graft_combiner_attention* args, const char* isa,
+                                                       const char** reason);
+
+// What the 8-bit kernels have proved in this process: blocks of rows scored in 8 bits, those among them that needed a
+// second, wider try, and those that no bound could prove and that were scored in fp32. Results are the same either way.
+GRAFT_EXPORT void graft_topk_attention_proofs(int64_t* blocks, int64_t* widened, int64_t* in_fp32);
 
 #ifdef __cplusplus
 }

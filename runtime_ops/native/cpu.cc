@@ -10,7 +10,7 @@
 namespace graft {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
 
 #if defined(__x86_64__)
 // Register state that the operating system saves: without it a vector instruction traps even if cpuid lists it.
@@ -33,6 +33,8 @@ Isa detect() {
   if ((saved_state() & zmm) != zmm || !has(b, avx512)) return Isa::avx2;
   return has(c, bit_AVX512VNNI) ? Isa::avx512vnni : Isa::avx512;
 }
+#elif defined(__aarch64__)
+Isa detect() { return Isa::neon; }  // no AArch64 processor is without
 #else
 Isa detect() { return Isa::scalar; }
 #endif
@@ -47,7 +49,7 @@ Isa detected_isa() {
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 bool parse_isa(const char* name, Isa* isa) {
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 5; ++i) {
     if (strcmp(name, kNames[i]) != 0) continue;
     *isa = static_cast<Isa>(i);
     return true;
@@ -55,6 +57,6 @@ bool parse_isa(const char* name, Isa* isa) {
   return false;
 }
 
-const char* isa_names() { return "scalar, avx2, avx512, avx512vnni"; }
+const char* isa_names() { return "scalar, avx2, avx512, avx512vnni, neon"; }
 
 }  // namespace graft

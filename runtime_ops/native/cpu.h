@@ -4,8 +4,8 @@
 
 namespace graft {
 
-// In rising order: every level includes those before it.
-enum class Isa { scalar, avx2, avx512, avx512vnni };
+// In rising order: on its processors, every level includes those before it.
+enum class Isa { scalar, avx2, avx512, avx512vnni, neon };
 
 Isa detected_isa();
 const char* isa_name(Isa isa);

@@ -8,7 +8,7 @@ namespace graft {
 const OrtApi* g_api = nullptr;
 
 // One line per operator, each from the ort.cc in its folder.
-extern const OpKind kTopKAttention, kTopKFeedForward, kSegmentAttention;
+extern const OpKind kTopKAttention, kTopKFeedForward, kCombinerAttention, kSegmentAttention;
 
 namespace {
 
@@ -17,6 +17,7 @@ const OpKind* const kOps[] = {
     &kTopKAttention,
     &kTopKFeedForward,
     &kSegmentAttention,
+    &kCombinerAttention,
 };
 
 const OpKind& kind_of(const OrtCustomOp* op) { return *static_cast<const TypedOp*>(op)->kind; }

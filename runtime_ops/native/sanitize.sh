@@ -20,10 +20,11 @@ test_with() {  # sanitizers, runtime libraries to load first, pytest arguments
   # Memory that Python never frees is not ours; threads of numpy's own library would only be noise.
   GRAFT_LIBRARY="$build/$1/libruntime_ops.so" LD_PRELOAD="$libraries" OPENBLAS_NUM_THREADS=1 \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
-    "$python" -m pytest -q -p no:cacheprovider "$root/tests/test_kernels.py" "${@:3}"
+    "$python" -m pytest -q -p no:cacheprovider "$root/tests/test_kernels.py" "$root/tests/test_feed_forward_kernels.py" \
+    "$root/tests/test_combiner.py" "${@:3}"
 }
 
 build_with address,undefined
-test_with address,undefined "libasan.so libubsan.so libstdc++.so" -k "not environment"
+test_with address,undefined "libasan.so libubsan.so libstdc++.so" -k "not environment and not gradients"
 build_with thread
 test_with thread "libtsan.so libstdc++.so" -k "threads"

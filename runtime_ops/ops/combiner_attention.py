@@ -36,19 +36,21 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
     names = MIXTURE if variant == "mixture" else (variant,)
     results = [logsparse(tokens) if name == "logsparse" else _on_grid(tokens, name, attrs["span"]) for name in names]
     mean = results[0] if len(results) == 1 else make("mul", make("add", *results), const(1 / len(results)))
-    return reshape(mean, [dim(q, 0), dim(q, 1), -1, dim(v, 3)])
+    return reshape(mean, [dim(tokens.keep, 0), dim(q, 1), -1, dim(v, 3)])
 
 
 def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, Any]) -> Grid:
     """Return all tokens as one row, heads split into groups that share keys and values."""
-    b, t = dim(q, 0), dim(q, 2)
+    b, t = make("max", make("max", dim(q, 0), dim(k, 0)), dim(v, 0)), dim(q, 2)
     if attrs["scale"] is None:
         factor = make("div", const(1.0), make("sqrt", make("cast", dim(q, 3), to=np.dtype(np.float32))))
     else:
         factor = const(float(attrs["scale"]))
     group = make("div", dim(q, 1), dim(k, 1))
-    keep = make("expand", const(True), make("concat", b, t, axis=0)) if mask is None else reshape(mask, [b, -1])
-    split = reshape(make("mul", q, factor), [b, dim(k, 1), group, -1, dim(q, 3)])
+    # a mask whose type is not known to the caller would leave that of everything made from it open
+    visible = const(True) if mask is None else make("cast", mask, to=np.dtype(np.bool_))
+    keep = make("expand", visible, make("concat", b, t, axis=0))
+    split = reshape(make("mul", q, factor), [dim(q, 0), dim(k, 1), group, -1, dim(q, 3)])
     return Grid(
         q=make("unsqueeze", split, axes=(3,)),
         k=make("unsqueeze", k, axes=(2, 3)),
@@ -63,7 +65,8 @@ def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, An
 def _on_grid(tokens: Grid, name: str, span: int) -> Expr:
     """Return the result [b g r t e] of one factorisation over rows of ``span`` tokens."""
     t = dim(tokens.keep, 4)
-    m = const([span]) if span else _square(t, 2.0 if name == "fixed" else 1.0)
+    # a row of more tokens than there are would only be filled with hidden ones
+    m = make("min", const([span]), make("max", t, const([1]))) if span else _square(t, 2.0 if name == "fixed" else 1.0)
     n = make("max", ceiling(t, m), const([1]))  # a row of hidden keys where there is no token
     missing = make("sub", make("mul", n, m), t)
     full = longer(tokens, missing)
@@ -98,12 +101,13 @@ def check(attrs: Mapping[str, Any]) -> str | None:
 
 
 def _sample(id: str, seed: int, *, b: int = 2, t: int = 13, h: int = 4, g: int = 2, d: int = 8, e: int = 8,
-            size: float = 1.0, key_mask: np.ndarray | None = None, **attrs: Any) -> Sample:  # fmt: skip
+            size: float = 1.0, memories: int | None = None, key_mask: np.ndarray | None = None,
+            **attrs: Any) -> Sample:  # fmt: skip
     normal = np.random.default_rng(seed).standard_normal
     arrays: dict[str, np.ndarray | None] = {
         "q": (normal((b, h, t, d)) * size).astype(np.float32),
-        "k": (normal((b, g, t, d)) * size).astype(np.float32),
-        "v": normal((b, g, t, e)).astype(np.float32),
+        "k": (normal((memories or b, g, t, d)) * size).astype(np.float32),
+        "v": normal((memories or b, g, t, e)).astype(np.float32),
     }
     return Sample(id=id, arrays={**arrays, "key_mask": key_mask}, attrs=attrs)
 
@@ -114,28 +118,25 @@ def samples() -> Sequence[Sample]:
     left = ragged[:, ::-1].copy()
     none = np.arange(13) < np.array([[13], [0]])
     trained = {"pooling": "mean", "region_logit": "counted"}
-    table: list[tuple[str, dict[str, Any]]] = []
+    table: list[tuple[str, dict[str, Any]]] = [("fixed", {"span": 4})]
     for variant in VARIANTS:
         table += [
-            (f"{variant}", {"variant": variant, "span": 4}),
-            (f"{variant}-causal", {"variant": variant, "span": 4, "causal": 1}),
-            (f"{variant}-mean", {"variant": variant, "span": 3, **trained}),
-            (f"{variant}-mean-causal", {"variant": variant, "span": 3, "causal": 1, **trained}),
             (f"{variant}-padded", {"variant": variant, "span": 4, "key_mask": ragged}),
-            (f"{variant}-padded-left", {"variant": variant, "causal": 1, "key_mask": left, **trained}),
-            (f"{variant}-none-visible", {"variant": variant, "span": 4, "key_mask": none}),
-            (f"{variant}-default-span", {"variant": variant, "t": 50, "b": 1}),
-            (f"{variant}-one-span", {"variant": variant, "span": 64}),
-            (f"{variant}-span-1", {"variant": variant, "span": 1, "t": 6, "causal": 1}),
-            (f"{variant}-one-token", {"variant": variant, "t": 1}),
-            (f"{variant}-empty", {"variant": variant, "t": 0, "span": 4}),
-            (f"{variant}-huge", {"variant": variant, "span": 4, "size": 100.0, "causal": 1}),
+            (f"{variant}-counted-causal", {"variant": variant, "span": 3, "causal": 1, "key_mask": left, **trained}),
         ]
     table += [
-        ("wide-values", {"span": 4, "e": 12, "scale": 0.5}),
-        ("multi-head", {"span": 5, "g": 4, "variant": "logsparse"}),
+        ("default-span", {"t": 50, "b": 1}),
+        ("one-span", {"span": 64}),
+        ("span-1", {"span": 1, "t": 6, "causal": 1}),
+        ("one-token", {"t": 1, "variant": "axial-vertical"}),
+        ("no-tokens", {"t": 0, "variant": "mixture", "span": 4}),
+        ("huge-logits", {"span": 4, "size": 100.0, "causal": 1}),
+        ("none-visible", {"variant": "axial-horizontal", "span": 4, "key_mask": none, **trained}),
+        ("wide-values", {"variant": "axial-row-major", "span": 4, "e": 12, "scale": 0.5}),
+        ("multi-head", {"span": 5, "g": 4, "variant": "axial-vertical"}),
         ("multi-query", {"span": 5, "g": 1, "variant": "axial-horizontal"}),
-        ("powers-of-two", {"variant": "logsparse", "t": 33, "causal": 1}),
+        ("one-memory", {"span": 4, "key_mask": ragged[1:], "memories": 1}),
+        ("powers-of-two", {"variant": "logsparse", "t": 33, "b": 1, "causal": 1}),
     ]
     return [_sample(id, seed, **rest) for seed, (id, rest) in enumerate(table)]
 
@@ -158,6 +159,7 @@ COMBINER_ATTENTION = OpSpec(
         Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
     ),
     output="b h t e",
+    fixed="h g",
     reference=reference,
     check=check,
     samples=samples,

@@ -10,7 +10,7 @@ from typing import Any
 import peers
 import torch
 
-from runtime_ops import cuda
+from runtime_ops import torch_ops
 
 Run = Callable[[], Any]
 
@@ -97,8 +97,8 @@ def decode(limits: dict[str, float]) -> list[Result]:
     one = b * h * t * d * 2 / limits["bytes_per_ms"]  # reading k, or v, once
     once, twice = ({"limit": "memory bandwidth", "floor_ms": n * one} for n in (1, 2))
     return [
-        measure(top, "graft", lambda: cuda.topk_attention(q, k, v, k_top=k_top), **once),
-        measure(name, "graft exact", lambda: cuda.topk_attention(q, k, v), **twice),
+        measure(top, "graft", lambda: torch_ops.topk_attention(q, k, v, k_top=k_top), **once),
+        measure(name, "graft exact", lambda: torch_ops.topk_attention(q, k, v), **twice),
         measure(name, "SDPA", lambda: peers.sdpa(q, k, v, scale=scale), **twice),
         measure(name, "plain", lambda: peers.plain(q, k, v, scale=scale)),
         measure(top, "paper", lambda: peers.paper(q, k, v, k_top=k_top, scale=scale)),
@@ -113,8 +113,8 @@ def prefill(limits: dict[str, float], d: int, causal: bool) -> list[Result]:
     one = 2.0 * h * t * t * d / (2 if causal else 1) / limits["flops_per_ms"]  # one of the two products
     once, twice = ({"limit": "tensor cores", "floor_ms": n * one} for n in (1, 2))
     results = [
-        measure(top, "graft", lambda: cuda.topk_attention(q, k, v, k_top=k_top, **at), **once),
-        measure(name, "graft exact", lambda: cuda.topk_attention(q, k, v, **at), **twice),
+        measure(top, "graft", lambda: torch_ops.topk_attention(q, k, v, k_top=k_top, **at), **once),
+        measure(name, "graft exact", lambda: torch_ops.topk_attention(q, k, v, **at), **twice),
         measure(name, "SDPA", lambda: peers.sdpa(q, k, v, **at), **twice),
         measure(top, "paper", lambda: peers.paper(q, k, v, k_top=k_top, **at), repeats=3),
     ]
@@ -127,8 +127,8 @@ def training() -> list[Result]:
     h, t, d, k_top = 12, 61440, 64, 128
     results = []
     for who, function, dtype in (
-        ("graft bf16", cuda.topk_attention, torch.bfloat16),
-        ("graft fp32", cuda.topk_attention, torch.float32),
+        ("graft bf16", torch_ops.topk_attention, torch.bfloat16),
+        ("graft fp32", torch_ops.topk_attention, torch.float32),
         ("paper bf16", peers.paper, torch.bfloat16),
         ("paper fp32", peers.paper, torch.float32),
     ):

@@ -18,7 +18,7 @@ import peers
 import torch
 from cases import Array, Call, Case, cases, distance, golden, golden_gradients, make, training_cases, wrongness
 
-from runtime_ops import cuda
+from runtime_ops import torch_ops
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROUNDING = {"fp32": 1e-6, "fp16": 5e-4, "bf16": 4e-3}
@@ -71,8 +71,8 @@ class Report:
 def check_case(case: Case, dtype: str, report: Report) -> None:
     call = make(case, dtype)
     inputs = tensors(call)
-    out = cuda.topk_attention(**inputs, **call.attributes)
-    if not torch.equal(out, cuda.topk_attention(**inputs, **call.attributes)):
+    out = torch_ops.topk_attention(**inputs, **call.attributes)
+    if not torch.equal(out, torch_ops.topk_attention(**inputs, **call.attributes)):
         report.add(f"{case.id} differs from run to run", dtype, float("inf"), 0.0)
     plain = 0.0 if case.equal else distance(host(peers.plain(**inputs, **call.attributes)), golden(call))
     report.add(case.id, dtype, wrongness(case, call, host(out)), plain if np.isfinite(plain) else 0.0)
@@ -84,7 +84,7 @@ def check_big(case: Case, dtype: str, report: Report) -> None:
     wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
     right = host(peers.plain(**wide, **call.attributes))
     plain = distance(host(peers.plain(**inputs, **call.attributes)), right)
-    report.add(case.id, dtype, distance(host(cuda.topk_attention(**inputs, **call.attributes)), right), plain)
+    report.add(case.id, dtype, distance(host(torch_ops.topk_attention(**inputs, **call.attributes)), right), plain)
 
 
 def gradients(function: Any, call: Call, d_out: Array) -> dict[str, Array]:
@@ -100,7 +100,7 @@ def check_gradients(case: Case, dtype: str, report: Report) -> None:
     d_out = np.random.default_rng(1).standard_normal((case.b, case.h, case.s, case.e))
     d_out = d_out.astype(call.arrays["q"].dtype)  # type: ignore[union-attr]
     right = golden_gradients(call, d_out)
-    plain, ours = gradients(peers.plain, call, d_out), gradients(cuda.topk_attention, call, d_out)
+    plain, ours = gradients(peers.plain, call, d_out), gradients(torch_ops.topk_attention, call, d_out)
     for name, expected in right.items():
         report.add(f"{case.id} {name}", dtype, distance(ours[name], expected), distance(plain[name], expected))
 

@@ -89,7 +89,8 @@ def test_refusals(library: ctypes.CDLL, case: Case, reason: str) -> None:
 
 
 def _on_the_cpu(library: ctypes.CDLL, monkeypatch: Patch) -> None:
-    """Lets cuda.topk_attention take tensors of the CPU, which the emulated GPU can read."""
+    """Lets the torch op take tensors of the CPU to the CUDA kernels; the emulated GPU can read them."""
+    monkeypatch.setattr(cuda, "takes", lambda _: True)
     monkeypatch.setattr(cuda, "load", lambda: library)
     monkeypatch.setattr(cuda, "_require_cuda", lambda _: None)
     monkeypatch.setattr(cuda, "_stream", lambda _: contextlib.nullcontext(0))
@@ -102,28 +103,29 @@ EXACT = ["plain", "causal-past", "grouped", "mask-none", "bias-row", "softcap", 
 @pytest.mark.parametrize("name", [*TRAINING, *EXACT])
 def test_torch(library: ctypes.CDLL, name: str, monkeypatch: Patch) -> None:
     torch = pytest.importorskip("torch")
+    from runtime_ops import torch_chunks, torch_ops
+
     _on_the_cpu(library, monkeypatch)
-    monkeypatch.setattr(cuda, "_CHUNK_BYTES", 4096)  # several chunks
+    monkeypatch.setitem(torch_chunks._ROOM, "cpu", 1024)  # several chunks
     case = CASES.get(name) or next(case for case in training_cases() if case.id == name)
     call = make(case, "fp32")
-    tensors = {n: torch.from_numpy(a) for n, a in call.arrays.items() if a is not None}
-    for n in ("q", "k", "v"):
-        tensors[n].requires_grad_()
-    out = cuda.topk_attention(**tensors, **call.attributes)
-    assert distance(out.detach().numpy(), golden(call)) < TOLERANCE["fp32"]
-    d_out = np.random.default_rng(1).standard_normal(out.shape).astype(np.float32)
-    out.backward(torch.from_numpy(d_out))
-    for n, expected in golden_gradients(call, d_out).items():
-        wanted = expected.sum(0, keepdims=True) if case.shared_batch and n != "d_q" else expected
-        assert distance(tensors[n[2:]].grad.numpy(), wanted) < 1e-5, n
+    d_out = np.random.default_rng(1).standard_normal((case.b, case.h, case.s, case.e)).astype(np.float32)
+    wanted = golden_gradients(call, d_out)
+    for with_bias in {False, call.arrays.get("bias") is not None}:  # the bias takes the gradient out of the kernels
+        tensors = {n: torch.from_numpy(a) for n, a in call.arrays.items() if a is not None}
+        for n in ("q", "k", "v", *["bias"] * with_bias):
+            tensors[n] = tensors[n].clone().requires_grad_()
+        out = torch_ops.topk_attention(**tensors, **call.attributes)
+        assert distance(out.detach().numpy(), golden(call)) < TOLERANCE["fp32"]
+        out.backward(torch.from_numpy(d_out))
+        for n, expected in wanted.items():
+            whole = expected.sum(0, keepdims=True) if case.shared_batch and n != "d_q" else expected
+            assert distance(tensors[n[2:]].grad.numpy(), whole) < 1e-5, n
 
 
-def test_torch_refuses(library: ctypes.CDLL, monkeypatch: Patch) -> None:
+def test_the_kernels_take_what_lies_on_one_gpu() -> None:
     torch = pytest.importorskip("torch")
     x = torch.zeros(1, 1, 4, 8)
-    with pytest.raises(cuda.LibraryError, match="no gradient of the bias"):
-        cuda.topk_attention(x, x, x, torch.zeros(4, 4, requires_grad=True))
-    monkeypatch.setattr(cuda, "load", lambda: library)
-    monkeypatch.setattr(cuda, "_stream", lambda _: contextlib.nullcontext(0))
+    assert not cuda.takes((x, x, x, None, None, None))
     with pytest.raises(cuda.LibraryError, match="need all of them on one GPU"):
-        cuda.topk_attention(x, x, x)
+        cuda._view(x)

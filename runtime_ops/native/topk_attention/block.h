@@ -67,13 +67,21 @@ inline Span limits_of(const Problem& p, const Block& k) {
   return span;
 }
 
+template <class V>
+inline void scale_all(float scale, int64_t n, float* x) {
+  const typename V::F factor = V::set1(scale);
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) V::store(x + i, V::mul(V::load(x + i), factor));
+  for (; i < n; ++i) x[i] *= scale;
+}
+
 // Scaled queries in fp32, d apart.
 template <class V>
 inline void load_queries(const Problem& p, const Block& k, float* to) {
   for (int64_t r = 0; r < k.rows; ++r) {
     widen_row<V>(row_of(p, k, p.args.q, r), p.args.q.dtype, p.d, to + r * p.d);
   }
-  for (int64_t i = 0; i < k.rows * p.d; ++i) to[i] *= p.args.scale;
+  scale_all<V>(p.args.scale, k.rows * p.d, to);
 }
 
 // The largest Euclidean norm among `rows` rows of fp32.
@@ -192,6 +200,15 @@ inline void load_row_bias(const Problem& p, const Block& k, const Tile& tile, in
 inline void store_row(const Problem& p, const Block& k, int64_t r, const float* x, int64_t step, float scale) {
   void* to = const_cast<void*>(row_of(p, k, p.args.out, r));
   for (int64_t i = 0; i < p.e; ++i) narrow1(to, p.args.out.dtype, i, x[i * step] * scale);
+}
+
+// out[row] = x * scale.
+template <class V>
+inline void store_adjacent(const Problem& p, const Block& k, int64_t r, float* x, float scale) {
+  scale_all<V>(scale, p.e, x);
+  void* to = const_cast<void*>(row_of(p, k, p.args.out, r));
+  if (p.args.out.dtype == GRAFT_F32) memcpy(to, x, static_cast<size_t>(p.e) * sizeof *x);
+  else for (int64_t i = 0; i < p.e; ++i) narrow1(to, p.args.out.dtype, i, x[i]);
 }
 
 }  // namespace

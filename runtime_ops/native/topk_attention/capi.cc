@@ -42,6 +42,9 @@ struct TopKAttention {
         {"topk_attention_avx512", Isa::avx512, kAnything, {}, 2, topk_attention_avx512},
         {"topk_attention_avx2", Isa::avx2, kAnything, {}, 1, topk_attention_avx2},
 #endif
+#if defined(__aarch64__)
+        {"topk_attention_neon", Isa::neon, kAnything, {}, 1, topk_attention_neon},
+#endif
         {"topk_attention_scalar", Isa::scalar, kAnything, {}, 0, topk_attention_scalar},
     };
     return table;

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "kernels.h"
 #include "../vector/math.h"
 
 namespace graft {
@@ -203,4 +204,12 @@ std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, 
   return "";
 }
 
+Proofs g_proofs;
+
 }  // namespace graft
+
+void graft_topk_attention_proofs(int64_t* blocks, int64_t* widened, int64_t* in_fp32) {
+  *blocks = __atomic_load_n(&graft::g_proofs.blocks, __ATOMIC_RELAXED);
+  *widened = __atomic_load_n(&graft::g_proofs.widened, __ATOMIC_RELAXED);
+  *in_fp32 = __atomic_load_n(&graft::g_proofs.in_fp32, __ATOMIC_RELAXED);
+}

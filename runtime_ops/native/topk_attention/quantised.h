@@ -19,7 +19,7 @@ struct Keys8 {
   float* scale;     // [t], such that scale * (a query's bytes . a key's bytes) fits 16 bits
   int32_t* offset;  // [t], -128 * the sum of bytes: queries are stored with 128 added
   uint32_t* spread;  // [t], this key's own error and norm, rounded up to bf16: high and low half
-  float *mean, *narrow, *widen;  // [d]
+  float *mean, *narrow, *widen;  // [d], padded
   float unit;
   float error, norm;  // the largest error, and the largest norm of a quantised key
   float mean_norm;  // of mean * narrow
@@ -29,6 +29,9 @@ constexpr float kRange8 = 32000.0f;  // scores in 16 bits stay within it, and -3
 
 inline int64_t quads(const Problem& p) { return ceil_div(p.d, 4); }
 
+// Buffers of a key or a query: whole vectors of any instruction set, zeros behind the last channel.
+inline int64_t padded(const Problem& p) { return round_up(p.d, 16); }
+
 inline Keys8 take_keys8(const Problem& p, Arena* arena) {
   const int64_t t = round_up(p.t, kPanelKeys);
   Keys8 keys;
@@ -36,9 +39,9 @@ inline Keys8 take_keys8(const Problem& p, Arena* arena) {
   keys.scale = arena->take<float>(t);
   keys.offset = arena->take<int32_t>(t);
   keys.spread = arena->take<uint32_t>(t);
-  keys.mean = arena->take<float>(p.d);
-  keys.narrow = arena->take<float>(p.d);
-  keys.widen = arena->take<float>(p.d);
+  keys.mean = arena->take<float>(padded(p));
+  keys.narrow = arena->take<float>(padded(p));
+  keys.widen = arena->take<float>(padded(p));
   keys.unit = keys.error = keys.norm = keys.mean_norm = 0.0f;
   return keys;
 }
@@ -53,36 +56,45 @@ inline float dot(const float* x, const float* y, int64_t n) {
   return rest;
 }
 
+// to[i] = x[i] * y[i], zeros behind the n-th up to `width`.
 template <class V>
-inline float largest_of(const float* x, int64_t n) {
-  typename V::F high = V::set1(0.0f);
+inline void multiply(const float* x, const float* y, int64_t n, int64_t width, float* to) {
   int64_t i = 0;
-  for (; i + V::lanes <= n; i += V::lanes) high = V::max(V::clear_sign(V::load(x + i)), high);
-  float largest = V::reduce_max(high);
-  for (; i < n; ++i) largest = most(largest, __builtin_fabsf(x[i]));
-  return largest;
+  for (; i + V::lanes <= n; i += V::lanes) V::store(to + i, V::mul(V::load(x + i), V::load(y + i)));
+  for (; i < width; ++i) to[i] = i < n ? x[i] * y[i] : 0.0f;
 }
 
-// to = round(from / scale) in -127 .. 127, as fp32 in `whole` too; returns the scale.
+// A row as bytes: x = scale * bytes + what they miss.
+struct Bytes {
+  float scale, length, error, norm;  // norms of x, of what the bytes miss, and of scale * bytes
+  int32_t sum;                       // of the bytes
+};
+
+// to = round(x / scale) in -127 .. 127, for `width` numbers in whole vectors.
 template <class V>
-inline float quantise_row(const float* from, int64_t n, int8_t* to, float* whole) {
-  const float scale = largest_of<V>(from, n) / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-  for (int64_t i = 0; i < n; ++i) {
+inline Bytes to_bytes(const float* from, int64_t width, int8_t* to) {
+  using F = typename V::F;
+  F high = V::set1(0.0f);
+  for (int64_t i = 0; i < width; i += V::lanes) high = V::max(V::clear_sign(V::load(from + i)), high);
+  const float scale = V::reduce_max(high) / 127.0f;
+  const F unit = V::set1(-scale), inverse = V::set1(scale > 0.0f ? 1.0f / scale : 0.0f);
+  const F magic = V::set1(0x1.8p23f), top = V::set1(127.0f), bottom = V::set1(-127.0f);
+  F length = V::set1(0.0f), error = length, norm = length, sum = length;
+  for (int64_t i = 0; i < width; i += V::lanes) {
+    const F x = V::load(from + i);
     // Adding and subtracting 1.5 * 2^23 rounds; the bounds hold off infinities and NaN.
-    const float x = (from[i] * inverse + 0x1.8p23f) - 0x1.8p23f;
-    whole[i] = x > -127.0f ? (x < 127.0f ? x : 127.0f) : -127.0f;
-    to[i] = static_cast<int8_t>(whole[i]);
+    F whole = V::sub(V::fma(x, inverse, magic), magic);
+    whole = V::blend(V::gt(whole, bottom), whole, bottom);
+    whole = V::blend(V::gt(top, whole), whole, top);
+    V::store_i8(to + i, whole);
+    const F missed = V::fma(unit, whole, x);
+    length = V::fma(x, x, length);
+    error = V::fma(missed, missed, error);
+    norm = V::fma(whole, whole, norm);
+    sum = V::add(sum, whole);
   }
-  return scale;
-}
-
-// What rounding took away, and what is left, in norm.
-template <class V>
-inline void measure(const float* from, const float* whole, float scale, int64_t n, float* scratch, float* error,
-                    float* norm) {
-  for (int64_t i = 0; i < n; ++i) scratch[i] = from[i] - scale * whole[i];
-  *error = largest_norm<V>(scratch, n, 1, n);
-  *norm = scale * largest_norm<V>(whole, n, 1, n);
+  return {scale, __builtin_sqrtf(V::reduce_add(length)), __builtin_sqrtf(V::reduce_add(error)),
+          scale * __builtin_sqrtf(V::reduce_add(norm)), static_cast<int32_t>(V::reduce_add(sum))};
 }
 
 // 2^-n and 2^n with n such that a channel's range and that of its queries are both about sqrt(deviation).
@@ -98,11 +110,16 @@ inline void balance(float square, float average, float* narrow, float* widen) {
 template <class V>
 inline void find_channels(const Problem& p, const Block& k, float* row, float* square, Keys8* keys) {
   const graft_tensor& x = p.args.k;
+  const int64_t width = padded(p);
   float* mean = keys->mean;
-  for (int64_t i = 0; i < p.d; ++i) mean[i] = square[i] = 0.0f;
+  for (int64_t i = 0; i < width; ++i) mean[i] = square[i] = row[i] = keys->narrow[i] = keys->widen[i] = 0.0f;
   for (int64_t j = 0; j < p.t; ++j) {
     widen_row<V>(element(head_data(k, x), x.dtype, j * x.strides[2]), x.dtype, p.d, row);
-    for (int64_t i = 0; i < p.d; ++i) mean[i] += row[i], square[i] += row[i] * row[i];
+    for (int64_t i = 0; i < width; i += V::lanes) {
+      const typename V::F one = V::load(row + i);
+      V::store(mean + i, V::add(V::load(mean + i), one));
+      V::store(square + i, V::fma(one, one, V::load(square + i)));
+    }
   }
   const float share = 1.0f / static_cast<float>(p.t);
   float average = 0.0f;
@@ -116,15 +133,6 @@ inline void find_channels(const Problem& p, const Block& k, float* row, float* s
     row[i] = mean[i] * keys->narrow[i];
   }
   keys->mean_norm = largest_norm<V>(row, p.d, 1, p.d);
-}
-
-inline void place_key(const Problem& p, int64_t j, const int8_t* row, Keys8* keys) {
-  const int64_t n = quads(p);
-  int8_t* to = keys->bytes + (j / kPanelKeys * n * kPanelKeys + j % kPanelKeys) * 4;
-  int32_t sum = 0;
-  for (int64_t i = 0; i < n * 4; ++i) sum += row[i];
-  for (int64_t i = 0; i < n; ++i) memcpy(to + i * kPanelKeys * 4, row + i * 4, 4);
-  keys->offset[j] = -128 * sum;
 }
 
 inline uint32_t pack_spread(float error, float norm) {
@@ -142,43 +150,54 @@ inline void share_unit(const Problem& p, Keys8* keys) {
 struct QuantiseJob {
   const Problem* p;
   Workspaces* spaces;
-  Keys8* keys;
+  int64_t first;  // of the key heads
+  Keys8* keys;    // of the first one
 };
 
 struct QuantiseScratch {
-  float *row, *whole, *rest;
-  int8_t* bytes;
+  float *row, *square;
+  int8_t* bytes;  // of a panel's keys, `bytes_stride` apart
 };
+
+inline int64_t bytes_stride(const Problem& p) { return round_up(p.d, 64); }
 
 inline QuantiseScratch cut_quantise(const Problem& p, Arena* arena) {
   QuantiseScratch x;
-  x.row = arena->take<float>(p.d);
-  x.whole = arena->take<float>(p.d);
-  x.rest = arena->take<float>(p.d);
-  x.bytes = arena->take<int8_t>(quads(p) * 4);
+  x.row = arena->take<float>(padded(p));
+  x.square = arena->take<float>(padded(p));
+  x.bytes = arena->take<int8_t>(kPanelKeys * bytes_stride(p));
   return x;
 }
 
 template <class V>
-inline void quantise_keys(const Problem& p, const Block& k, const QuantiseScratch& x, Keys8* keys) {
+inline void quantise_key(const Problem& p, const Block& k, int64_t j, const QuantiseScratch& x, Keys8* keys) {
   const graft_tensor& from = p.args.k;
-  find_channels<V>(p, k, x.row, x.rest, keys);
-  memset(x.bytes, 0, static_cast<size_t>(quads(p) * 4));
-  for (int64_t j = 0; j < p.t; ++j) {
-    float error, norm;
-    widen_row<V>(element(head_data(k, from), from.dtype, j * from.strides[2]), from.dtype, p.d, x.row);
-    for (int64_t i = 0; i < p.d; ++i) x.row[i] = (x.row[i] - keys->mean[i]) * keys->narrow[i];
-    keys->scale[j] = quantise_row<V>(x.row, p.d, x.bytes, x.whole);
-    measure<V>(x.row, x.whole, keys->scale[j], p.d, x.rest, &error, &norm);
-    keys->spread[j] = pack_spread(error, norm);
-    keys->error = error <= keys->error ? keys->error : error;  // a NaN stays
-    keys->norm = norm <= keys->norm ? keys->norm : norm;
-    place_key(p, j, x.bytes, keys);
+  widen_row<V>(element(head_data(k, from), from.dtype, j * from.strides[2]), from.dtype, p.d, x.row);
+  for (int64_t i = 0; i < padded(p); i += V::lanes) {
+    V::store(x.row + i, V::mul(V::sub(V::load(x.row + i), V::load(keys->mean + i)), V::load(keys->narrow + i)));
   }
-  memset(x.bytes, 0, static_cast<size_t>(quads(p) * 4));
-  for (int64_t j = p.t; j < round_up(p.t, kPanelKeys); ++j) {
-    keys->scale[j] = 0.0f;
-    place_key(p, j, x.bytes, keys);
+  const Bytes b = to_bytes<V>(x.row, padded(p), x.bytes + j % kPanelKeys * bytes_stride(p));
+  keys->scale[j] = b.scale;
+  keys->offset[j] = -128 * b.sum;
+  keys->spread[j] = pack_spread(b.error, b.norm);
+  keys->error = b.error <= keys->error ? keys->error : b.error;  // a NaN stays
+  keys->norm = b.norm <= keys->norm ? keys->norm : b.norm;
+}
+
+// Panel by panel: keys side by side, four channels of each at a time.
+template <class V>
+inline void quantise_keys(const Problem& p, const Block& k, const QuantiseScratch& x, Keys8* keys) {
+  const int64_t n = quads(p);
+  find_channels<V>(p, k, x.row, x.square, keys);
+  for (int64_t i = p.d; i < padded(p); ++i) x.row[i] = 0.0f;
+  for (int64_t first = 0; first < p.t; first += kPanelKeys) {
+    const int64_t count = least(kPanelKeys, p.t - first);
+    for (int64_t j = 0; j < count; ++j) quantise_key<V>(p, k, first + j, x, keys);
+    for (int64_t j = first + count; j < first + kPanelKeys; ++j) {
+      keys->scale[j] = 0.0f, keys->offset[j] = 0, keys->spread[j] = 0;
+    }
+    pack_transposed<V>(reinterpret_cast<const float*>(x.bytes), bytes_stride(p) / 4, count, n,
+                       reinterpret_cast<float*>(keys->bytes + first * n * 4), kPanelKeys);
   }
   share_unit(p, keys);
 }
@@ -189,7 +208,8 @@ inline void quantise_task(void* state, int64_t index) {
   void* space = job.spaces->take();
   if (space == nullptr) return;
   Arena arena(space);
-  const Block k{index / job.p->g, index % job.p->g, 0, 0, 0};
+  const int64_t head = job.first + index;
+  const Block k{head / job.p->g, head % job.p->g, 0, 0, 0};
   quantise_keys<V>(*job.p, k, cut_quantise(*job.p, &arena), &job.keys[index]);
   job.spaces->give(space);
 }

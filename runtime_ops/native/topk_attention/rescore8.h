@@ -36,22 +36,24 @@ inline __m128 dot4(const float* q, const void* const* keys, int64_t any_d) {
   return _mm_add_ps(reduce4(sum), _mm_loadu_ps(rest));
 }
 
-// Scores of the candidates from `first` on.
-template <int32_t Dtype, int64_t D = 0>
-inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t d, int64_t first, Candidates* c) {
-  for (int64_t i = first; i < c->count; i += 4) {
-    const void* four[4];
-    for (int x = 0; x < 4; ++x) four[x] = element(keys, Dtype, id_at(*c, least(i + x, c->count - 1)) * stride);
-    _mm_storeu_ps(c->scores + i, dot4<Dtype, D>(q, four, d));
-  }
+constexpr int64_t kAhead = 12;  // rows of k are anywhere in memory, so they are asked for ahead
+
+inline void ask_for(const void* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(static_cast<const char*>(row) + at, _MM_HINT_T0);
 }
 
-// Rows of k or v are anywhere in memory, so they are asked for ahead.
-inline void ask_for(const void* head, const graft_tensor& x, int64_t width, int64_t first, const Candidates& c) {
-  const int64_t bytes = width * element_size(x.dtype);
-  for (int64_t i = first; i < c.count; ++i) {
-    const char* row = static_cast<const char*>(element(head, x.dtype, id_at(c, i) * x.strides[2]));
-    for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(row + at, _MM_HINT_T0);
+// Scores of the candidates from `first` on. Behind the last one, a vector of ids tells what is needed next.
+template <int32_t Dtype, int64_t D = 0>
+inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t any_d, int64_t first, Candidates* c) {
+  const int64_t d = D > 0 ? D : any_d;
+  for (int64_t i = first; i < c->count; i += 4) {
+    const void* four[4];
+#pragma GCC unroll 4
+    for (int x = 0; x < 4; ++x) {
+      four[x] = element(keys, Dtype, id_at(*c, i + x) * stride);
+      ask_for(element(keys, Dtype, id_at(*c, i + x + kAhead) * stride), d * element_size(Dtype));
+    }
+    _mm_storeu_ps(c->scores + i, dot4<Dtype, D>(q, four, d));
   }
 }
 
@@ -72,11 +74,11 @@ inline float lowest(const float* x, int64_t n) {
   return _mm512_reduce_min_ps(low);
 }
 
-// The lowest 16-bit score that may stand for an fp32 score from `wanted` on.
-inline int level_for(const Row8& row, float wanted) {
-  const float level = __builtin_floorf((wanted - row.base - row.bound) * row.bias_unit);
-  if (!(level > static_cast<float>(kHidden))) return kHidden + 1;
-  return level < static_cast<float>(-kHidden) ? static_cast<int>(level) : -kHidden - 1;
+// The lowest 16-bit score that is listed where k keys reach `reached`. Both may be wrong by the row's error bound, so
+// at a `reach` of 2 no key below it can be among the k best; nearly always less is enough, which add_others proves.
+inline int level_below(const Row8& row, int reached, float reach) {
+  const float level = __builtin_floorf(static_cast<float>(reached) - reach * row.bound * row.bias_unit);
+  return level > static_cast<float>(kHidden) ? static_cast<int>(level) : kHidden + 1;
 }
 
 struct Search8 {
@@ -85,49 +87,103 @@ struct Search8 {
   const Keys8& keys;
   const Walk& walk;
   const Topk8Scratch& x;
+  float reach;
 };
 
-// Finds the keys of a tile that are among the row's k best by 16-bit score, or a few more, and asks for them.
-// False where there is no room.
-inline bool find_row(const Search8& s, const Chunk& chunk, int64_t r, const Selection& selection) {
-  const int16_t* scores = s.x.tile + r * s.x.stride;
-  Row8& row = s.x.rows[r];
-  const int64_t groups = group_packs(selection.k, chunk.packs), before = row.best.count;
-  find_maxima(scores, chunk.packs, groups, s.x.maxima);
-  const int reached = find_level(s.x.maxima, groups, selection.k);
-  row.needed = level_for(row, row.best.threshold);
-  // The rest of the search will reach lower by the error bound, and a little for the errors of the best.
-  const float lower = static_cast<float>(reached) - 1.25f * row.bound * row.bias_unit;
-  row.level = lower > static_cast<float>(row.needed) ? static_cast<int>(lower) : row.needed;
-  row.places = s.x.found + r % 2 * s.x.stride;
-  const int64_t n = find_places(scores, chunk.packs, row.level, -kHidden - 1, s.x.hits, row.places);
-  if (row.best.count + n > selection.capacity) return false;
-  row.others = add_best(s.x.starts, scores, most(reached, row.needed), n, row.places, &row.best);
-  row.certain = reached > row.needed;
-  ask_for(head_data(s.k, s.p.args.k), s.p.args.k, s.p.d, before, row.best);
+// A row's level, in norms of its query, is a good guess for the next row.
+inline void guess_level(const Search8& s, int64_t r) {
+  if (r == 0) return;
+  const Row8 &row = s.x.rows[r], &last = s.x.rows[r - 1];
+  const float ratio = row.length * row.bias_unit / (last.length * last.bias_unit);
+  const float guess = static_cast<float>(s.x.found[r - 1].reached) * ratio;
+  s.x.found[r].reached = guess > -3e4f && guess < 3e4f ? static_cast<int>(guess) : 0;
+}
+
+// Lists what rows `first` .. `end` - 1 can need of a tile. False where there is no room.
+inline bool find_few(const Search8& s, const Chunk& chunk, int64_t k, int64_t first, int64_t end) {
+  const Topk8Scratch& x = s.x;
+  const int64_t packs = x.stride / kPack, hits = 2 * packs + 16;
+  for (int64_t r = first; r < end; ++r) {
+    Found& f = x.found[r];
+    if (chunk.before == 0) guess_level(s, r);
+    f.reached = find_level(x.maxima + r * x.groups * kPack, x.groups, k, f.reached);
+    const int level = level_below(x.rows[r], f.reached, s.reach);
+    find_masks(x.tile + r * x.stride, chunk.packs, level, x.masks + (r - first) * packs);
+  }
+  for (int64_t r = first; r < end; ++r) {
+    x.found[r].hits = find_hits(x.masks + (r - first) * packs, chunk.packs, x.hits + (r - first) * hits);
+  }
+  int32_t* to = x.entries;
+  for (int64_t r = first; r < end; ++r) {
+    Found& f = x.found[r];
+    f.listed = list_hits(x.tile + r * x.stride, f.hits, x.hits + (r - first) * hits, to);
+    if (f.count > x.room / 2) drop_below(level_below(x.rows[r], f.reached, s.reach), &f);
+    if (f.count + f.listed > x.room) return false;
+    to += f.listed;
+  }
+  to = x.entries;
+  for (int64_t r = first; r < end; ++r) {
+    keep_listed(to, chunk, x, &x.found[r]);
+    to += x.found[r].listed;
+  }
   return true;
 }
 
-// Scores in fp32 what find_row has found. The k best reach the lowest of these scores; of the other keys, only
-// those whose error bounds admit that level are scored too. False where there is no room.
-inline bool finish_row(const Search8& s, const Chunk& chunk, int64_t r, int64_t before, const Selection& selection) {
-  const int16_t* scores = s.x.tile + r * s.x.stride;
-  const float* query = s.x.queries + r * s.p.d;
+// A few rows at a time: what was just written in pieces cannot be read in other pieces at once, so every step is taken
+// for all of them before the next one; and their scores stay in the first cache.
+inline bool find_tile(const Search8& s, const Chunk& chunk, int64_t k) {
+  for (int64_t r = 0; r < s.k.rows; r += kRowsAtOnce) {
+    if (!find_few(s, chunk, k, r, least(r + kRowsAtOnce, s.k.rows))) return false;
+  }
+  return true;
+}
+
+// Behind the ids of each row's candidates, those of the next row: see dot_all.
+inline void link_rows(const Search8& s) {
+  for (int64_t r = 0; r < s.k.rows; ++r) {
+    const Row8 &row = s.x.rows[r], &next = s.x.rows[least(r + 1, s.k.rows - 1)];
+    const int64_t at = least(next.scored, most<int64_t>(0, next.best.count - 1));
+    if (row.best.count > 0) {
+      const float last = row.best.ids[row.best.count - 1];
+      Avx512::store(row.best.ids + row.best.count, Avx512::set1(last));
+    }
+    if (next.best.count >= at + 16) Avx512::store(row.best.ids + row.best.count, Avx512::load(next.best.ids + at));
+  }
+}
+
+// Scores all rows' candidates in fp32 that are not yet: rows in turn, with nothing between that has to wait for them.
+inline void score_rows(const Search8& s) {
+  link_rows(s);
+  for (int64_t r = 0; r < s.k.rows; ++r) {
+    Row8& row = s.x.rows[r];
+    score_again(s.p, s.k, s.walk, s.x.queries + r * s.p.d, row.scored, &row.best);
+  }
+}
+
+// The k best by 16-bit score, or a few more.
+inline void add_certain(const Search8& s, int64_t k) {
+  const auto each = [&](auto step) {
+    for (int64_t r = 0; r < s.k.rows; ++r) step(r, &s.x.found[r]);
+  };
+  each([&](int64_t r, Found* f) {
+    f->level = level_below(s.x.rows[r], f->reached, s.reach);
+    if (s.walk.end > kTileKeys) drop_below(f->level, f);
+  });
+  each([&](int64_t, Found* f) { f->reached = f->reached > kHidden ? raise_level(*f, k, f->reached) : kHidden; });
+  each([&](int64_t r, Found* f) { add_best(f->reached, f, &s.x.rows[r].best); });
+}
+
+// The k best of all reach the lowest score of k keys; of the other keys, only those are candidates whose error bounds
+// admit that level. False where this may be a key that is not listed.
+inline bool add_others(const Search8& s, int64_t r) {
   Row8& row = s.x.rows[r];
   Candidates& best = row.best;
-  const int64_t sure = best.count;
-  ask_for(head_data(s.k, s.p.args.v), s.p.args.v, s.p.e, before, best);
-  score_again(s.p, s.k, s.walk, query, before, &best);
-  if (row.certain) best.threshold = most(best.threshold, lowest(best.scores + before, sure - before));
+  row.scored = best.count;
+  if (s.x.found[r].reached > kHidden) best.threshold = lowest(best.scores, best.count);
   const float wanted = best.threshold - row.base;
-  add_possible(s.x.starts, scores, s.keys, row, wanted, row.others, row.places, &best);
-  const int64_t n =
-      find_places(scores, chunk.packs, level_for(row, best.threshold), row.level - 1, s.x.hits, row.places);
-  if (best.count + n > selection.capacity) return false;
-  add_possible(s.x.starts, scores, s.keys, row, wanted, n, row.places, &best);
-  ask_for(head_data(s.k, s.p.args.k), s.p.args.k, s.p.d, sure, best);
-  score_again(s.p, s.k, s.walk, query, sure, &best);
-  return true;
+  add_possible(s.keys, row, wanted, s.x.found[r], &best);
+  const Found& f = s.x.found[r];
+  return f.level == kHidden + 1 || (wanted - row.bound) * row.bias_unit >= static_cast<float>(f.level);
 }
 
 }  // namespace

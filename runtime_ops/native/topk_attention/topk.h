@@ -128,24 +128,35 @@ inline int32_t id_at(const Candidates& c, int64_t i) {
   return id;
 }
 
+constexpr int64_t kMixAhead = 12;
+
 // out[first ..] = sum of weight * value over the survivors, for RN vectors of the value's width. Their rows are
 // anywhere in memory, so they are asked for ahead.
-template <class V, int RN>
-inline void mix(const Candidates& c, const void* values, const graft_tensor& v, int64_t first, float* out) {
+template <class V, int RN, int32_t Dtype>
+inline void mix_as(const Candidates& c, const void* values, const graft_tensor& v, int64_t first, float* out) {
   typename V::F sum[RN];
 #pragma GCC unroll 8
   for (int x = 0; x < RN; ++x) sum[x] = V::set1(0.0f);
-  const auto row_at = [&](int64_t i) { return element(values, v.dtype, id_at(c, i) * v.strides[2] + first); };
+  const int64_t stride = v.strides[2];
+  const auto row_at = [&](int64_t i) { return element(values, Dtype, id_at(c, i) * stride + first); };
   for (int64_t i = 0; i < c.count; ++i) {
     const typename V::F weight = V::set1(c.scores[i]);
     const void* row = row_at(i);
-    const void* next = row_at(least(i + 8, c.count - 1));
-    for (int x = 0; x < RN; ++x) __builtin_prefetch(element(next, v.dtype, x * V::lanes));
+    const void* next = row_at(i + kMixAhead);
 #pragma GCC unroll 8
-    for (int x = 0; x < RN; ++x) sum[x] = V::fma(weight, widen<V>(row, v.dtype, x * V::lanes), sum[x]);
+    for (int x = 0; x < RN; ++x) __builtin_prefetch(element(next, Dtype, x * V::lanes));
+#pragma GCC unroll 8
+    for (int x = 0; x < RN; ++x) sum[x] = V::fma(weight, widen<V>(row, Dtype, x * V::lanes), sum[x]);
   }
 #pragma GCC unroll 8
   for (int x = 0; x < RN; ++x) V::store(out + first + x * V::lanes, sum[x]);
+}
+
+template <class V, int RN>
+inline void mix(const Candidates& c, const void* values, const graft_tensor& v, int64_t first, float* out) {
+  if (v.dtype == GRAFT_F32) mix_as<V, RN, GRAFT_F32>(c, values, v, first, out);
+  if (v.dtype == GRAFT_F16) mix_as<V, RN, GRAFT_F16>(c, values, v, first, out);
+  if (v.dtype == GRAFT_BF16) mix_as<V, RN, GRAFT_BF16>(c, values, v, first, out);
 }
 
 template <class V>
@@ -157,13 +168,26 @@ inline void mix_values(const Problem& p, const Block& k, const Candidates& c, fl
   for (; i < p.e; ++i) mix<Scalar, 1>(c, values, p.args.v, i, out);
 }
 
+// Behind the last id, as many more as `mix` looks ahead: here the last one again.
+inline void repeat_last(Candidates* c) {
+  const float last = c->count > 0 ? c->ids[c->count - 1] : 0.0f;
+  for (int64_t i = 0; i < kMixAhead; ++i) c->ids[c->count + i] = last;
+}
+
+// The row's output, from its survivors.
+template <class V>
+inline void write_row(const Problem& p, const Block& k, int64_t r, Candidates* c, float* out) {
+  const float sum = c->count > 0 ? weigh<V>(c) : 0.0f;
+  mix_values<V>(p, k, *c, out);
+  store_adjacent<V>(p, k, r, out, sum > 0.0f ? 1.0f / sum : 0.0f);
+}
+
 // Cuts the row back to exactly its `best` best and writes its output.
 template <class V>
 inline void end_row(const Problem& p, const Block& k, int64_t r, int64_t best, Candidates* c, float* out) {
   cut_back<V>({best, 0}, 0, c);
-  const float sum = c->count > 0 ? weigh<V>(c) : 0.0f;
-  mix_values<V>(p, k, *c, out);
-  store_row(p, k, r, out, 1, sum > 0.0f ? 1.0f / sum : 0.0f);
+  repeat_last(c);
+  write_row<V>(p, k, r, c, out);
 }
 
 template <class V>

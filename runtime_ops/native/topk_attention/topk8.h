@@ -2,11 +2,12 @@
 //
 // With q = q8 + dq and k = k8 + dk, |q.k - q8.k8| <= |q| |dk| + |dq| |k8| = E. The k best by 8-bit score, or a few
 // more, are scored in fp32; the k best of all reach the lowest of these scores, so a key whose 8-bit score lies E
-// below it is none of them, and only the keys between are scored in fp32 too. Where these are too many for the
-// buffer, the block is done in fp32 instead.
+// below it is none of them, and only the keys between are scored in fp32 too. Where not all of these are listed, more
+// are, in a second try; where they are too many for the list, the block is done in fp32 instead.
 #ifndef GRAFT_TOPK8_H_
 #define GRAFT_TOPK8_H_
 
+#include "kernels.h"
 #include "rescore8.h"
 
 namespace graft {
@@ -14,8 +15,8 @@ namespace {
 
 struct Topk8Job {
   TopkJob exact;  // for blocks in which the proof fails
-  const Keys8* keys;  // [b][g]
-  int64_t block_rows;
+  const Keys8* keys;  // of the key heads from `first` on
+  int64_t first, block_rows;
   Selection selection;
 };
 
@@ -23,35 +24,30 @@ inline Selection selection8(const Problem& p) { return {p.top_k, round_up(2 * p.
 
 // Scores between two rows of the tile: an odd number of cache lines, or all rows would share a set of the cache.
 inline int64_t tile_stride(const Problem& p) {
-  return round_up(least(p.t, kMostKeys), kPacksAtOnce * kPack) + kPack;
+  return round_up(least(p.t, kTileKeys), kPacksAtOnce * kPack) + kPack;
 }
 
-// A multiple of the rows that are scored together; fewer where the tile would outgrow the second cache.
-inline int64_t topk8_rows(const Problem& p) {
-  const int64_t fit = (int64_t{400} << 10) / (2 * tile_stride(p)) / 6 * 6;
-  return least(p.rows, most<int64_t>(6, least<int64_t>(24, fit)));
-}
-
-// Where a tile holds all keys, lists are needed for a row and the next only.
-inline bool one_tile(const Problem& p) { return p.t <= kMostKeys; }
-inline int64_t list_count(const Problem& p, int64_t rows) { return one_tile(p) ? 2 : rows; }
+inline int64_t topk8_rows(const Problem& p) { return least<int64_t>(p.rows, 24); }  // a multiple of score_rows8's
 
 inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows, Arena* arena) {
   Topk8Scratch x;
   x.queries = arena->take<float>(rows * p.d);
-  x.query = arena->take<float>(p.d);
-  x.whole = arena->take<float>(p.d);
-  x.rest = arena->take<float>(p.d);
+  x.query = arena->take<float>(padded(p));
   x.out = arena->take<float>(p.e);
-  x.pool = arena->take<float>(list_count(p, rows) * pool_stride(s));
+  x.pool = arena->take<float>(rows * pool_stride(s));
   x.bias = arena->take<float>(kPanelKeys);
-  x.bytes = arena->take<uint8_t>(rows * quads(p) * 4);
+  x.bytes = arena->take<uint8_t>(rows * quads(p) * 4 + padded(p));
   x.stride = tile_stride(p);
   x.tile = arena->take<int16_t>(rows * x.stride);
-  x.maxima = arena->take<int16_t>(x.stride);
+  x.groups = group_packs(s.k, round_up(ceil_div(p.t, kPack), kPacksAtOnce));
+  x.maxima = arena->take<int16_t>(rows * x.groups * kPack);
   x.starts = arena->take<int32_t>(x.stride / kPanelKeys);
-  x.hits = arena->take<Hit>(x.stride / kPack);
-  x.found = arena->take<int32_t>(2 * x.stride);
+  x.masks = arena->take<uint32_t>(kRowsAtOnce * (x.stride / kPack));
+  x.hits = arena->take<uint32_t>(kRowsAtOnce * (2 * x.stride / kPack + 16));
+  x.room = s.capacity;
+  x.entries = arena->take<int32_t>(kRowsAtOnce * x.room + x.stride);
+  x.found = arena->take<Found>(rows);
+  x.lists = arena->take<int32_t>(rows * 2 * (x.room + 64));
   x.rows = arena->take<Row8>(rows);
   return x;
 }
@@ -74,21 +70,26 @@ inline BiasRange range_of(const Walk& walk) {
   return {high, high - low, 1e-6f * most(__builtin_fabsf(low), __builtin_fabsf(high))};
 }
 
+inline void add_128(uint8_t* bytes, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) {
+    __m128i* at = reinterpret_cast<__m128i*>(bytes + i);
+    _mm_storeu_si128(at, _mm_xor_si128(_mm_loadu_si128(at), _mm_set1_epi8(-128)));
+  }
+}
+
 // False where no error bound can be given: something is infinite or NaN.
 inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, const Keys8& keys,
                        const BiasRange& range, int64_t r, const Topk8Scratch& x) {
   Row8& row = x.rows[r];
   const float* unscaled = x.queries + r * p.d;
   float* query = x.query;
-  for (int64_t i = 0; i < p.d; ++i) query[i] = unscaled[i] * keys.widen[i];
-  uint8_t* bytes = x.bytes + r * quads(p) * 4;
-  memset(bytes, 0, static_cast<size_t>(quads(p) * 4));
-  const float scale = quantise_row<Avx512>(query, p.d, reinterpret_cast<int8_t*>(bytes), x.whole);
-  for (int64_t i = 0; i < quads(p) * 4; ++i) bytes[i] = static_cast<uint8_t>(bytes[i] + 128);
-  float norm;
-  measure<Avx512>(query, x.whole, scale, p.d, x.rest, &row.error, &norm);
-  row.length = largest_norm<Avx512>(query, p.d, 1, p.d);
-  const float unit = scale * keys.unit;
+  multiply<Avx512>(unscaled, keys.widen, p.d, padded(p), query);
+  uint8_t* bytes = x.bytes + r * quads(p) * 4;  // rows in turn: what is written behind this one is the next one's
+  const Bytes b = to_bytes<Avx512>(query, padded(p), reinterpret_cast<int8_t*>(bytes));
+  add_128(bytes, padded(p));
+  row.error = b.error;
+  row.length = b.length;
+  const float unit = b.scale * keys.unit;
   row.unit = unit + range.depth / kRange8 + 1e-30f;
   row.scale = unit / row.unit;
   row.bias_unit = 1.0f / row.unit;
@@ -97,9 +98,12 @@ inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, co
   row.slack = lane * row.length * (keys.norm + keys.error + keys.mean_norm) + range.rounding + 0.75f * row.unit;
   row.bound = 1.001f * (row.length * keys.error + row.error * keys.norm) + row.slack + row.unit;
   row.base = range.top + dot<Avx512>(unscaled, keys.mean, p.d);
-  float* list = x.pool + (one_tile(p) ? r % 2 : r) * pool_stride(job.selection);
+  float* list = x.pool + r * pool_stride(job.selection);
   row.best = {list, list + job.selection.capacity + 64, 0, -kInf};
   row.limit = limit_of(p, k, r);
+  row.scored = 0;
+  int32_t* found = x.lists + r * 2 * (x.room + 64);
+  x.found[r] = {found, found + x.room + 64, 0, 0, 0, 0, 0};
   return row.bound < kInf && row.bias_unit < kInf && __builtin_fabsf(row.base) < kInf;
 }
 
@@ -122,57 +126,52 @@ inline void drop_ties(float level, int64_t ties, Candidates* c) {
 inline float below(float x) { return x == 0.0f ? -0x1p-126f : from_order(to_order(x) - 1); }
 
 // Leaves the k best, which all reach the threshold; of equal ones the first, as everywhere, though candidates are in
-// no order here.
-inline void cut_exactly(int64_t k, Candidates* c) {
+// no order here. Few more than k reach it, so the k-th is looked for from there on, in steps that grow from `step`.
+inline void cut_exactly(int64_t k, float step, Candidates* c) {
   pad<Avx512>(c);
   if (c->count <= k) return;
-  if (c->threshold > -kInf) c->threshold = below(c->threshold);
-  const Cut cut = find_cut<Avx512>(*c, k, 0);
+  const float guess = below(c->threshold);
+  if (c->threshold > -kInf) c->threshold = below(guess);
+  const Cut cut = find_cut<Avx512>(*c, k, 0, guess, step);
   if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
   keep_above<Avx512>(cut.above < k ? below(cut.level) : cut.level, 0, c);
 }
 
-inline void end_row8(const Search8& s, int64_t r) {
-  Candidates& best = s.x.rows[r].best;
-  cut_exactly(s.p.top_k, &best);
-  end_row<Avx512>(s.p, s.k, r, s.p.top_k, &best, s.x.out);
-}
-
-// What does not reach the lowest of a row's k best so far cannot be among them in the end.
-inline void cut_between(int64_t k, Candidates* c) {
-  cut_exactly(k, c);
-  if (c->count == k) c->threshold = lowest(c->scores, k);
-}
-
-// All rows of the block in one tile. A row's keys are on their way to the cache while another row is worked on.
-inline bool search_tile(const Topk8Job& job, const Search8& s, const Chunk& chunk) {
-  int64_t before[2];
-  for (int64_t r = 0; r <= s.k.rows; ++r) {
-    if (r < s.k.rows) {
-      before[r % 2] = s.x.rows[r].best.count;
-      if (!find_row(s, chunk, r, job.selection)) return false;
-    }
-    if (r == 0) continue;
-    if (!finish_row(s, chunk, r - 1, before[(r - 1) % 2], job.selection)) return false;
-    if (one_tile(s.p)) end_row8(s, r - 1);
-    else cut_between(job.selection.k, &s.x.rows[r - 1].best);
+// Everything that reads scores; false where there is no room for what is found.
+inline bool find_rows(const Search8& s, float top) {
+  hide(s.x.maxima, s.k.rows * s.x.groups);
+  for (int64_t first = 0, before = 0; first < s.walk.end;) {
+    const Chunk chunk = score_chunk(s.p, s.keys, s.walk, top, s.k.rows, before, &first, s.x);
+    before += chunk.panels;
+    if (!find_tile(s, chunk, s.p.top_k)) return false;
   }
   return true;
 }
 
-// Tile by tile. Between tiles a row keeps its k best, whose lowest is its threshold.
-inline bool search_rows(const Topk8Job& job, const Search8& s, float top) {
-  for (int64_t first = 0; first < s.walk.end;) {
-    const Chunk chunk = score_chunk(s.p, s.keys, s.walk, top, s.k.rows, &first, s.x);
-    if (!search_tile(job, s, chunk)) return false;
+// narrow: keys that were not listed may matter. unproved: no bound, or no room for all that it admits.
+enum class Outcome { done, narrow, unproved };
+
+// All rows of the block, step by step rather than row by row: first what reads the tile, before keys and values push
+// it out of the cache; then keys and values, which are on their way for one row while another is worked on.
+inline Outcome search_rows(const Search8& s, float top) {
+  if (!find_rows(s, top)) return Outcome::unproved;
+  add_certain(s, s.p.top_k);
+  score_rows(s);
+  for (int64_t r = 0; r < s.k.rows; ++r) {
+    if (!add_others(s, r)) return Outcome::narrow;
   }
-  if (one_tile(s.p) && s.walk.end > 0) return true;
-  for (int64_t r = 0; r < s.k.rows; ++r) end_row8(s, r);
-  return true;
+  score_rows(s);
+  for (int64_t r = 0; r < s.k.rows; ++r) {
+    cut_exactly(s.p.top_k, 0.1f * s.x.rows[r].bound, &s.x.rows[r].best);
+    s.x.rows[r].scored = 0;
+  }
+  link_rows(s);
+  for (int64_t r = 0; r < s.k.rows; ++r) write_row<Avx512>(s.p, s.k, r, &s.x.rows[r].best, s.x.out);
+  return Outcome::done;
 }
 
-// One block in 8 bits; false where the proof fails.
-inline bool topk8_rows_done(const Topk8Job& job, const Block& k, void* space) {
+// One block in 8 bits.
+inline Outcome try_block(const Topk8Job& job, const Block& k, float reach, void* space) {
   const Problem& p = *job.exact.p;
   Arena arena(space);
   const Topk8Scratch x = cut_topk8(p, job.selection, job.block_rows, &arena);
@@ -180,17 +179,27 @@ inline bool topk8_rows_done(const Topk8Job& job, const Block& k, void* space) {
   float bound = 0.0f;
   if (p.key_bias_wide) bound = score_bound<Avx512>(p, k, x.queries, job.exact.key_norms);
   const Walk walk = walk_keys(p, k, bound);
-  const Keys8& keys = job.keys[k.b * p.g + k.g];
+  const Keys8& keys = job.keys[k.b * p.g + k.g - job.first];
   const BiasRange range = range_of(walk);
   for (int64_t r = 0; r < k.rows; ++r) {
-    if (!begin_row8(p, k, job, keys, range, r, x)) return false;
+    if (!begin_row8(p, k, job, keys, range, r, x)) return Outcome::unproved;
   }
-  const Search8 search{p, k, keys, walk, x};
-  return search_rows(job, search, range.top);
+  const Search8 search{p, k, keys, walk, x, reach};
+  return search_rows(search, range.top);
 }
 
+inline void count_one(int64_t* counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+
 inline void topk8_block(const Topk8Job& job, const Block& k, void* space) {
-  if (!topk8_rows_done(job, k, space)) topk_block<Avx512>(job.exact, k, space);
+  count_one(&g_proofs.blocks);
+  Outcome outcome = try_block(job, k, 1.2f, space);
+  if (outcome == Outcome::narrow) {
+    count_one(&g_proofs.widened);
+    outcome = try_block(job, k, 2.0f, space);
+  }
+  if (outcome == Outcome::done) return;
+  count_one(&g_proofs.in_fp32);
+  topk_block<Avx512>(job.exact, k, space);
 }
 
 }  // namespace

@@ -7,7 +7,9 @@
 namespace graft {
 namespace {
 
-constexpr int64_t kColumns = 256;  // of a task, where few tokens leave only columns to share out
+constexpr int64_t kColumns = 1024;
+constexpr int64_t kParts = 16;   // into which the terms of a few tokens are shared out, at most
+constexpr int64_t kPart = 32;    // terms that are worth a task
 constexpr int64_t kDepth = 256;    // terms summed in one go: longer sums would lose digits
 
 // y[first ..] += b_out, into the output's row.
@@ -69,26 +71,51 @@ inline void add_terms(const Chunk& k, const Terms& terms, int64_t tokens, int64_
   else add_rows<V, GRAFT_BF16>(k, terms, tokens, first, n, sum, y);
 }
 
-// ---- a few tokens: the terms of all are gathered first, tasks share the columns ----
+// ---- a few tokens: the terms of all are gathered first, and shared out; whole rows are read fastest ----
 
-struct Columns {
+struct Parts {
   const Chunk* chunk;
   Terms terms;
+  int64_t count;  // depends on the number of terms alone, so that threads change no rounding
+  float* sums;    // [count tokens e]
 };
 
+// Columns worked on at a time, so that their sums stay in the nearest cache.
+inline int64_t column_block(const Chunk& k) { return k.rows <= 2 ? kColumns : kColumns / 2; }
+
 template <class V>
-inline void columns_task(void* state, int64_t index) {
-  const Columns& job = *static_cast<const Columns*>(state);
+inline void part_task(void* state, int64_t index) {
+  const Parts& job = *static_cast<const Parts*>(state);
   const Chunk& k = *job.chunk;
   void* space = k.spaces->take();
   if (space == nullptr) return;
-  const int64_t first = index * kColumns, n = least(kColumns, k.p->e - first);
+  const int64_t e = k.p->e, share = round_up(ceil_div(job.terms.count, job.count), 4), block = column_block(k);
+  Terms terms = job.terms;
+  const int64_t begin = least(index * share, terms.count);
+  terms.ids += begin, terms.coefficients += begin, terms.count = least(share, terms.count - begin);
   Arena arena(space);
-  float* sum = arena.take<float>(kFew * kColumns);
-  float* y = arena.take<float>(kFew * kColumns);
-  add_terms<V>(k, job.terms, k.rows, first, n, sum, y);
-  for (int64_t t = 0; t < k.rows; ++t) write_out<V>(k, t, first, n, y + t * n);
+  float* sum = arena.take<float>(k.rows * block);
+  float* y = arena.take<float>(k.rows * block);
+  for (int64_t first = 0; first < e; first += block) {
+    const int64_t n = least(block, e - first);
+    add_terms<V>(k, terms, k.rows, first, n, sum, y);
+    for (int64_t t = 0; t < k.rows; ++t) {
+      memcpy(job.sums + (index * k.rows + t) * e + first, y + t * n, static_cast<size_t>(n) * sizeof(float));
+    }
+  }
   k.spaces->give(space);
+}
+
+template <class V>
+inline void add_parts(void* state, int64_t token) {
+  const Parts& job = *static_cast<const Parts*>(state);
+  const Chunk& k = *job.chunk;
+  const int64_t e = k.p->e;
+  float* y = job.sums + token * e;
+  for (int64_t i = 1; i < job.count; ++i) {
+    for (int64_t j = 0; j < e; ++j) y[j] += y[i * k.rows * e + j];
+  }
+  write_out<V>(k, token, 0, e, y);
 }
 
 // ---- many tokens with few terms each: token by token ----
@@ -115,6 +142,8 @@ template <class V>
 inline void pack_columns(const graft_tensor& w, int64_t i, int64_t depth, int64_t first, int64_t n, float* to) {
   constexpr int64_t width = panel_width<V>();
   for (int64_t r = 0; r < depth; ++r, to += width) {
+    const void* ahead = element(row_of(w, i + r + 16), w.dtype, first);  // too short a stretch to be foreseen
+    for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(element(ahead, w.dtype, j));
     widen_row<V>(element(row_of(w, i + r), w.dtype, first), w.dtype, n, to);
     for (int64_t j = n; j < width; ++j) to[j] = 0.0f;
   }

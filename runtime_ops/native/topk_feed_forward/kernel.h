@@ -53,14 +53,16 @@ inline int64_t active_terms(const Chunk& k) {
 }
 
 template <class V>
-inline void combine_few(const Chunk& k, Terms terms) {
+inline void combine_few(const Chunk& k, Terms terms, float* sums) {
   gather_active<V>(k, 0, k.rows, &terms);
-  Columns job{&k, terms};
-  run_tasks(k.p->pool, ceil_div(k.p->e, kColumns), columns_task<V>, &job);
+  Parts job{&k, terms, most<int64_t>(1, least(kParts, ceil_div(terms.count, kPart))), sums};
+  run_tasks(k.p->pool, job.count, part_task<V>, &job);
+  if (k.spaces->error() != nullptr) return;
+  run_tasks(k.p->pool, k.rows, add_parts<V>, &job);
 }
 
 template <class V>
-inline void run_chunk(Chunk k, const Terms& terms) {
+inline void run_chunk(Chunk k, const Terms& terms, float* sums) {
   const FeedForward& p = *k.p;
   const int64_t groups = ceil_div(k.rows, k.group());
   run_tasks(p.pool, groups, chunk_task<load_rows<V>>, &k);
@@ -70,7 +72,7 @@ inline void run_chunk(Chunk k, const Terms& terms) {
   const bool sparse = active_terms(k) * kSparse <= p.f * k.rows;
   if (!k.few() && sparse) return run_tasks(p.pool, groups, chunk_task<sparse_rows<V>>, &k);
   if (p.top_k > 0) run_tasks(p.pool, groups, chunk_task<mask_rows<V>>, &k);
-  if (k.few()) return combine_few<V>(k, terms);
+  if (k.few()) return combine_few<V>(k, terms, sums);
   run_tasks(p.pool, ceil_div(p.e, panel_width<V>()), chunk_task<dense_columns<V>>, &k);
 }
 
@@ -79,18 +81,20 @@ inline const char* run_kernel(const FeedForward& p) {
   Arena size(nullptr);
   cut_chunk(p, &size);
   cut_terms(p, least(kFew, p.chunk), &size);
+  size.take<float>(kParts * least(kFew, p.chunk) * p.e);
   Workspaces memory(size.bytes()), spaces(task_bytes<V>(p));
   void* space = memory.take();
   if (space == nullptr) return memory.error();
   Arena arena(space);
   Chunk k = cut_chunk(p, &arena);
   const Terms terms = cut_terms(p, least(kFew, p.chunk), &arena);
+  float* sums = arena.take<float>(kParts * least(kFew, p.chunk) * p.e);
   k.spaces = &spaces;
   int32_t* neurons = const_cast<int32_t*>(k.neurons);
   for (int64_t i = 0; i < k.f_row; ++i) neurons[i] = static_cast<int32_t>(i);
   for (k.first = 0; k.first < p.n && spaces.error() == nullptr; k.first += p.chunk) {
     k.rows = least(p.chunk, p.n - k.first);
-    run_chunk<V>(k, terms);
+    run_chunk<V>(k, terms, sums);
   }
   memory.give(space);
   return spaces.error();

@@ -93,9 +93,11 @@ inline int64_t project_panel(const Projection& job, int64_t first, int64_t count
 
 // ---- few tokens: one pass over the weights, which are used where they lie ----
 
-// to[t * stride + r] = w[r] · x[t] for R rows and T tokens at a time. The rows behind are asked for ahead.
+// to[t * stride + r] += w[r] · x[t] from `first` up to `end`, for R rows and T tokens at a time; rows `ahead` elements
+// further are asked for.
 template <class V, int R, int T, int D>
-inline void dots(const void* const* w, const float* const* x, int64_t m, int64_t ahead, float* to, int64_t stride) {
+inline void add_dots(const void* const* w, const float* const* x, int64_t first, int64_t end, int64_t ahead, float* to,
+                     int64_t stride) {
   using F = typename V::F;
   F sum[R][T];
 #pragma GCC unroll 8
@@ -103,8 +105,8 @@ inline void dots(const void* const* w, const float* const* x, int64_t m, int64_t
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) sum[r][t] = V::set1(0.0f);
   }
-  int64_t i = 0;
-  for (; i + V::lanes <= m; i += V::lanes) {
+  int64_t i = first;
+  for (; i + V::lanes <= end; i += V::lanes) {
     F y[T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) y[t] = V::load(x[t] + i);
@@ -119,10 +121,19 @@ inline void dots(const void* const* w, const float* const* x, int64_t m, int64_t
   for (int r = 0; r < R; ++r) {
     for (int t = 0; t < T; ++t) {
       float total = V::reduce_add(sum[r][t]);
-      for (int64_t j = i; j < m; ++j) total += widen1(w[r], D, j) * x[t][j];
-      to[t * stride + r] = total;
+      for (int64_t j = i; j < end; ++j) total += widen1(w[r], D, j) * x[t][j];
+      to[t * stride + r] += total;
     }
   }
+}
+
+template <class V, int R, int T, int D>
+inline void dots(const void* const* w, const float* const* x, int64_t m, int64_t ahead, float* to, int64_t stride) {
+  for (int t = 0; t < T; ++t) {
+    for (int r = 0; r < R; ++r) to[t * stride + r] = 0.0f;
+  }
+  const int64_t chunk = V::chunk > 0 ? V::chunk : m;
+  for (int64_t i = 0; i < m; i += chunk) add_dots<V, R, T, D>(w, x, i, least(i + chunk, m), ahead, to, stride);
 }
 
 // Rows of weights at a time: as many sums as the registers hold.

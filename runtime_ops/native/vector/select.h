@@ -50,18 +50,20 @@ struct Cut {
 };
 
 // A level with k .. k + slack scores above it; or, where ties forbid that, the k-th score itself, with fewer than k
-// above it. Needs more than k + slack candidates, all above the threshold.
+// above it. Needs more than k + slack candidates, all above the threshold. Starts at `guess`, in growing steps.
 template <class V>
-inline Cut find_cut(const Candidates& c, int64_t k, int64_t slack) {
+inline Cut find_cut(const Candidates& c, int64_t k, int64_t slack, float guess = -kInf, float step = 0.0f) {
   typename V::F high = V::set1(-kInf);
   for (int64_t i = 0; i < c.count; i += V::lanes) high = V::max(V::load(c.scores + i), high);
-  int64_t low = to_order(c.threshold), top = to_order(V::reduce_max(high)), above_top = 0;
-  while (top - low > 1) {
-    const int64_t middle = low + (top - low) / 2;
-    const int64_t above = count_above<V>(c.scores, c.count, from_order(middle));
-    if (above >= k && above <= k + slack) return {from_order(middle), above};
-    if (above > k) low = middle;
-    else top = middle, above_top = above;
+  const int64_t bottom = to_order(c.threshold), most_order = to_order(V::reduce_max(high));
+  int64_t low = bottom, top = most_order, at = to_order(guess), above_top = 0;
+  for (; top - low > 1; step *= 2.0f) {
+    if (at <= low || at >= top) at = low + (top - low) / 2;
+    const float level = from_order(at);
+    const int64_t above = count_above<V>(c.scores, c.count, level);
+    if (above >= k && above <= k + slack) return {level, above};
+    if (above > k) low = at, at = top < most_order ? low : to_order(level + step);
+    else top = at, above_top = above, at = low > bottom ? top : to_order(level - step);
   }
   return {from_order(top), above_top};
 }

@@ -1,0 +1,118 @@
+// Runs the samples that tests/native_samples.py has written, through the C interface, on processors for which there is
+// no Python at hand: check_samples <file> <isa>... ; the exit status is the number of failures, at most 100.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <string>
+#include <vector>
+
+#include "abi.h"
+#include "vector/scalar.h"
+
+namespace {
+
+// A tensor and the memory that it owns, 64-byte aligned or not: kernels must take both.
+struct Owned {
+  graft_tensor view{};
+  std::vector<char> bytes;
+};
+
+struct Sample {
+  std::string name;
+  Owned q, k, v, bias, key_mask, past_length, expected;
+  int64_t top_k;
+  double allowed;
+  float scale, softcap;
+  int32_t causal;
+};
+
+void read_bytes(FILE* file, void* to, size_t size) {
+  if (size == 0 || fread(to, size, 1, file) == 1) return;
+  fputs("check_samples: the file ends too early\n", stderr);
+  exit(101);
+}
+
+template <class T>
+T read(FILE* file) {
+  T value;
+  read_bytes(file, &value, sizeof value);
+  return value;
+}
+
+void read_tensor(FILE* file, Owned* x) {
+  x->view.dtype = read<int32_t>(file);
+  if (x->view.dtype == 0) return;
+  x->view.rank = read<int32_t>(file);
+  for (int32_t i = 0; i < x->view.rank; ++i) x->view.shape[i] = read<int64_t>(file);
+  int64_t stride = 1;
+  for (int32_t i = x->view.rank - 1; i >= 0; --i) {
+    x->view.strides[i] = stride;
+    stride *= x->view.shape[i];
+  }
+  const int64_t size = read<int64_t>(file);
+  x->bytes.resize(static_cast<size_t>(size) + 1);  // a present tensor without elements must not look absent
+  read_bytes(file, x->bytes.data(), static_cast<size_t>(size));
+  x->view.data = x->bytes.data();
+}
+
+Sample read_sample(FILE* file) {
+  Sample s;
+  s.name.resize(static_cast<size_t>(read<int32_t>(file)));
+  read_bytes(file, s.name.data(), s.name.size());
+  for (Owned* x : {&s.q, &s.k, &s.v, &s.bias, &s.key_mask, &s.past_length, &s.expected}) read_tensor(file, x);
+  s.top_k = read<int64_t>(file);
+  s.allowed = read<double>(file);
+  s.scale = read<float>(file);
+  s.softcap = read<float>(file);
+  s.causal = read<int32_t>(file);
+  return s;
+}
+
+float value_at(const graft_tensor& x, const char* data, size_t i) {
+  if (x.dtype == GRAFT_F32) return reinterpret_cast<const float*>(data)[i];
+  const uint16_t half = reinterpret_cast<const uint16_t*>(data)[i];
+  return x.dtype == GRAFT_F16 ? graft::from_f16(half) : graft::from_bf16(half);
+}
+
+// Whether the outputs are as near to the expected fp32 numbers as the sample allows.
+bool passes(const Sample& s, const char* isa) {
+  graft_topk_attention args{s.q.view, s.k.view, s.v.view, s.bias.view, s.key_mask.view, s.past_length.view, {},
+                            s.top_k,  s.scale,  s.softcap, s.causal,   0};
+  args.out = s.expected.view;
+  args.out.dtype = s.q.view.dtype;
+  const size_t count = s.expected.bytes.size() / sizeof(float);
+  std::vector<char> out(count * sizeof(float) + 1, '\x7f');
+  args.out.data = out.data();
+  const char* error = graft_run_topk_attention(&args, isa, nullptr);
+  if (error != nullptr) printf("%s, %s: %s\n", s.name.c_str(), isa, error);
+  if (error != nullptr) return false;
+  double worst = 0.0;
+  for (size_t i = 0; i < count; ++i) {
+    const double wanted = reinterpret_cast<const float*>(s.expected.bytes.data())[i];
+    const double off = fabs(value_at(args.out, out.data(), i) - wanted);
+    if (!(off <= worst)) worst = off;
+  }
+  if (worst <= s.allowed) return true;
+  printf("%s, %s: error %g, allowed %g\n", s.name.c_str(), isa, worst, s.allowed);
+  return false;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  FILE* file = argc > 2 ? fopen(argv[1], "rb") : nullptr;
+  if (file == nullptr) {
+    fputs("usage: check_samples <file> <isa>...\n", stderr);
+    return 101;
+  }
+  int failures = 0, runs = 0;
+  for (int32_t left = read<int32_t>(file); left > 0; --left) {
+    const Sample sample = read_sample(file);
+    for (int i = 2; i < argc; ++i, ++runs) failures += passes(sample, argv[i]) ? 0 : 1;
+  }
+  fclose(file);
+  printf("%d of %d runs failed\n", failures, runs);
+  return failures < 100 ? failures : 100;
+}

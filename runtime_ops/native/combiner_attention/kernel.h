@@ -1,0 +1,60 @@
+// The entry point of a CombinerAttention kernel for one vector type: a task for every query head.
+#ifndef GRAFT_COMBINER_ATTENTION_KERNEL_H_
+#define GRAFT_COMBINER_ATTENTION_KERNEL_H_
+
+#include "grid.h"
+#include "levels.h"
+
+namespace graft {
+namespace {
+
+struct Job {
+  const Combiner* p;
+  Workspaces* spaces;
+};
+
+template <class V>
+inline void run_variant(Head* x) {
+  x->share = 1.0f, x->more = false;
+  switch (x->p->variant) {
+    case Variant::fixed: return fixed<V>(*x);
+    case Variant::vertical: return vertical<V>(*x);
+    case Variant::horizontal: return horizontal<V>(*x);
+    case Variant::row_major: return row_major<V>(*x);
+    case Variant::logsparse: return logsparse<V>(*x);
+    case Variant::mixture: break;
+  }
+  x->share = 0.5f;
+  fixed<V>(*x);
+  x->more = true;
+  vertical<V>(*x);
+}
+
+template <class V>
+inline void head_task(void* state, int64_t index) {
+  const Job& job = *static_cast<Job*>(state);
+  void* space = job.spaces->take();
+  if (space == nullptr) return;
+  Arena arena(space);
+  Head x = cut_head<V>(*job.p, &arena);
+  const int64_t b = index / job.p->h, head = index % job.p->h;
+  load_head<V>(b, head, &x);
+  run_variant<V>(&x);
+  store_head(b, head, x);
+  job.spaces->give(space);
+}
+
+template <class V>
+inline const char* run_kernel(const Combiner& p) {
+  Arena size(nullptr);
+  cut_head<V>(p, &size);
+  Workspaces spaces(size.bytes());
+  Job job{&p, &spaces};
+  run_tasks(p.pool, p.b * p.h, head_task<V>, &job);
+  return spaces.error();
+}
+
+}  // namespace
+}  // namespace graft
+
+#endif  // GRAFT_COMBINER_ATTENTION_KERNEL_H_

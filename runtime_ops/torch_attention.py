@@ -1,0 +1,176 @@
+"""Training of TopKAttention in any torch: chunk by chunk, keeping k key numbers per query and nothing else.
+
+Forward and backward pass walk over the same chunks, small enough that the scores of one are the largest tensor there
+is. The forward pass keeps which keys were chosen; the backward pass works the rest out again, for the chosen keys
+alone (k > 0) or for all of them (k = 0). No gradient reaches keys that were not chosen: the choice counts as constant.
+Source: Gupta et al., "Memory-efficient Transformers via Top-k Attention" (2021), sections 2 and 3; dropout has a seed
+of its own in every chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from runtime_ops import cuda, torch_run
+from runtime_ops.ops.topk_attention import TOPK_ATTENTION
+from runtime_ops.torch_chunks import Chunk, Problem
+from runtime_ops.torch_select import Lookup, best, softmax_
+from runtime_ops.torch_training import Attrs, Inputs, Training
+
+Tensor = torch.Tensor
+
+
+def forward(p: Problem) -> tuple[Tensor, Tensor]:
+    """Return the result [b h s e] and the chosen keys int32 [b h s k], -1 where a row sees fewer than k; k may be 0."""
+    b, g, r, s, _ = p.q.shape
+    out = p.q.new_zeros(b, g, r, s, p.v.shape[3])
+    keys = torch.full((b, g, r, s, p.k_top), -1, dtype=torch.int32, device=p.q.device)
+    for at in p.chunks():
+        x, _ = p.scores(at)
+        if p.k_top:
+            chosen = best(x, min(p.k_top, at.keys))
+            x = x.gather(-1, chosen)
+            keys[at.b, at.g, :, at.s, : chosen.shape[-1]] = chosen.masked_fill_(x == -torch.inf, -1)
+        weights = softmax_(x)
+        mask = p.kept(weights, at)
+        weights = weights if mask is None else weights.mul_(mask)
+        rows, values = weights.flatten(2, 3), p.table(p.v, at)
+        mixed = rows @ values if not p.k_top else Lookup(chosen.flatten(2, 3), values.shape[2]).mix(values, rows)
+        out[at.b, at.g, :, at.s] = mixed.unflatten(2, (r, -1)).to(out.dtype)
+    return out.flatten(1, 2), keys.flatten(1, 2)
+
+
+class Gradients:
+    """Where the gradients of one call add up, in the type of the arithmetic."""
+
+    def __init__(self, p: Problem, bias: Tensor | None) -> None:
+        self.p = p
+        self.q = torch.zeros(p.q.shape, dtype=p.q.dtype, device=p.q.device)
+        self.k, self.v = (torch.zeros(x.shape, dtype=p.kind, device=x.device) for x in (p.k, p.v))
+        self.bias = None
+        if bias is not None:
+            g, r = p.q.shape[1:3]
+            wide = torch.zeros(bias.shape, dtype=p.kind, device=bias.device)
+            wide = wide[(None,) * (4 - wide.ndim)]
+            self.bias = wide.unflatten(1, (g, r) if wide.shape[1] > 1 else (1, 1))
+
+    def add_bias(self, d_scores: Tensor, at: Chunk) -> None:
+        """Add what a chunk's scores [b g r s t] give the bias, summed where it was broadcast."""
+        if self.bias is not None:
+            cuts = (at.b, at.g, slice(None), at.s, slice(at.keys))
+            part = self.bias[tuple(c if n > 1 else slice(None) for c, n in zip(cuts, self.bias.shape, strict=True))]
+            part += d_scores.sum_to_size(part.shape)
+
+
+def backward(p: Problem, grad: Tensor, keys: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the gradients of q, k and v, all of batch b, and of the bias if it is given.
+
+    Args:
+        p: the call.
+        grad: gradient of the result.
+        keys: what `forward` chose; None for all keys.
+        bias: the bias as it was given, if it needs a gradient.
+    """
+    grads, grad = Gradients(p, bias), grad.unflatten(1, p.q.shape[1:3])
+    # chunks must be those of the forward pass where dropout counts them, and small where scores are spread out
+    sparse = keys is not None and not p.dropout and bias is None
+    for at in p.chunks(4 * p.k_top if sparse else None):  # places, weights and their gradients
+        if keys is None:
+            _dense(grads, grad, at)
+        else:
+            _sparse(grads, grad, keys.unflatten(1, p.q.shape[1:3])[at.b, at.g, :, at.s], at)
+    given = () if grads.bias is None or bias is None else (grads.bias.reshape(bias.shape).to(bias.dtype),)
+    return grads.q.flatten(1, 2), grads.k.to(p.k.dtype), grads.v.to(p.v.dtype), *given
+
+
+def _d_scores(p: Problem, at: Chunk, weights: Tensor, d_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights with dropout on, and the gradient of the scores; in the memory of `d_weights`."""
+    mask = p.kept(weights, at)
+    if mask is not None:
+        d_weights.mul_(mask)
+    d_weights.sub_((d_weights * weights).sum(-1, keepdim=True)).mul_(weights)
+    return weights if mask is None else weights.mul_(mask), d_weights
+
+
+def _dense(grads: Gradients, grad: Tensor, at: Chunk) -> None:
+    p = grads.p
+    x, slope = p.scores(at)
+    weights, d_out, values, r = softmax_(x), p.rows(grad, at), p.table(p.v, at), p.q.shape[2]
+    weights, d_x = _d_scores(p, at, weights, (d_out @ values.mT).unflatten(2, (r, -1)))
+    grads.v[at.b, at.g, : at.keys] += weights.flatten(2, 3).mT @ d_out
+    grads.add_bias(d_x, at)
+    d_x = (d_x if slope is None else d_x.mul_(slope)).mul_(p.scale).flatten(2, 3)
+    grads.q[at.b, at.g, :, at.s] = (d_x @ p.table(p.k, at)).unflatten(2, (r, -1)).to(p.q.dtype)
+    grads.k[at.b, at.g, : at.keys] += d_x.mT @ p.rows(p.q, at)
+
+
+def _sparse(grads: Gradients, grad: Tensor, keys: Tensor, at: Chunk) -> None:
+    p, r = grads.p, keys.shape[2]
+    keys = keys[..., : at.keys]  # as wide as in the forward pass, for dropout
+    lookup = Lookup(keys.flatten(2, 3), at.keys)
+    queries, d_out, table = p.rows(p.q, at), p.rows(grad, at), p.table(p.k, at)
+    x, slope = p.capped(lookup.dots(queries * p.scale, table).unflatten(2, (r, -1)))
+    if p.bias is not None:
+        x += p.bias[at.b, at.g, :, at.s].gather(-1, keys.clamp(min=0).long())
+    weights = softmax_(x.masked_fill_(keys < 0, -torch.inf))
+    weights, d_x = _d_scores(p, at, weights, lookup.dots(d_out, p.table(p.v, at)).unflatten(2, (r, -1)))
+    grads.v[at.b, at.g, : at.keys] += lookup.spread(d_out, weights, at.keys)
+    if grads.bias is not None:
+        wide = d_x.new_zeros(*d_x.shape[:-1], at.keys)
+        grads.add_bias(wide.scatter_add_(-1, keys.clamp(min=0).long(), d_x), at)
+    d_x = (d_x if slope is None else d_x.mul_(slope)).mul_(p.scale).flatten(2, 3)
+    grads.q[at.b, at.g, :, at.s] = lookup.mix(table, d_x).unflatten(2, (r, -1)).to(p.q.dtype)
+    grads.k[at.b, at.g, : at.keys] += lookup.spread(queries, d_x, at.keys)
+
+
+def _forward(inputs: Inputs, attrs: Attrs, extra: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Return the result, the scores of the chosen keys where the backward pass wants them (CUDA), and those keys."""
+    dropped = bool(extra and extra[0])
+    scores = keys = None
+    if not dropped and cuda.takes(inputs):
+        out, scores, keys = cuda.forward(inputs, attrs, keep=True)
+    elif not dropped and not attrs["k"] and torch_run.on_cpu(TOPK_ATTENTION, inputs):
+        out = torch_run.run(TOPK_ATTENTION, inputs, attrs)
+    else:
+        out, keys = forward(Problem.of(inputs, attrs, extra))
+    none = out.new_empty((*out.shape[:3], 0), dtype=torch.float32)
+    return out, none if scores is None else scores, none.int() if keys is None else keys
+
+
+def _fake(out: Tensor, inputs: Inputs, attrs: Attrs, extra: Sequence[Any]) -> tuple[Tensor, ...]:
+    k = inputs[1]
+    if k is None:
+        raise ValueError("TopKAttention: k is not optional")
+    count = torch.sym_min(attrs["k"], k.shape[2]) if attrs["k"] else 0
+    kept = count if not (extra and extra[0]) and cuda.takes(inputs) else 0
+    return tuple(
+        out.new_empty((*out.shape[:3], n), dtype=kind) for n, kind in ((kept, torch.float32), (count, torch.int32))
+    )
+
+
+def _backward(
+    grad: Tensor, saved: Sequence[Tensor], needs: Sequence[bool], inputs: Inputs, attrs: Attrs, extra: Sequence[Any]
+) -> Sequence[Tensor]:
+    _, scores, keys = saved
+    bias = inputs[3] if needs[3] else None
+    if scores.shape[3] and bias is None:
+        found = cuda.backward(grad, saved, inputs, attrs)
+    else:
+        chosen = keys.masked_fill(scores == -torch.inf, -1) if scores.shape[3] else keys
+        found = backward(Problem.of(inputs, attrs, extra), grad, chosen if attrs["k"] else None, bias)
+    # the heads and lengths are those of the inputs; a batch of 1 was shared
+    wide = zip(found, (x for x, i in zip(inputs, range(4), strict=False) if i < 3 or needs[3]), strict=True)
+    whole = [d if x is None else d.sum_to_size(x.shape) for d, x in wide]
+    return [d for d, need in zip(whole, (*needs[:3], *([True] if needs[3] else [])), strict=True) if need]
+
+
+TRAINING = Training(
+    saves=2,
+    extra=", float dropout_p=0.0, Tensor? seed=None",
+    forward=_forward,
+    fake=_fake,
+    backward=_backward,
+)

@@ -1,0 +1,89 @@
+"""Write the kernel tests' samples to a file that runtime_ops/native/check_samples.cc reads, results in fp64 included.
+
+For processors that have no Python at hand: native/aarch64.sh runs the file under an emulator.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+from test_kernels import DTYPES, HARD, SAMPLES, Sample, attention, rounded, visible
+
+CODES = {
+    np.dtype(np.float32): 1,
+    np.dtype(np.int64): 7,
+    np.dtype(np.bool_): 9,
+    np.dtype(np.float16): 10,
+    np.dtype(ml_dtypes.bfloat16): 16,
+}
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def write_tensor(file: BinaryIO, x: Array | None) -> None:
+    """Element type (0 where absent), rank, lengths, size in bytes, elements."""
+    if x is None:
+        file.write(struct.pack("<i", 0))
+        return
+    data = np.ascontiguousarray(x).tobytes()
+    file.write(struct.pack(f"<ii{x.ndim}qq", CODES[x.dtype], x.ndim, *x.shape, len(data)) + data)
+
+
+def aligned(x: Any, rank: int, dtype: Any = None) -> Array | None:
+    """The array with `rank` axes, new ones in front."""
+    if x is None:
+        return None
+    array = np.asarray(x, dtype)
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def allowed_error(sample: Sample, golden: Array, dtype: Any, share: float) -> float:
+    """Twice the error of plain fp32 numpy, a unit in the last place of the largest value, and a share of the result."""
+    plain = attention(sample, np.float32)[0].astype(dtype).astype(np.float64)
+    unit = float(np.finfo(np.float32).eps) * np.abs(sample["v"].astype(np.float64)).max(initial=0)
+    return float(2 * np.abs(plain - golden).max(initial=0) + 1.01 * unit + share * np.abs(golden).max(initial=0))
+
+
+def write_sample(file: BinaryIO, name: str, sample: Sample, share: float = 0.0) -> None:
+    """One record, as read_sample in check_samples.cc reads it."""
+    golden = attention(sample, np.float64)[0]
+    title = name.encode()
+    file.write(struct.pack("<i", len(title)) + title)
+    for tensor in (*(sample[x] for x in "qkv"), aligned(sample.get("bias"), 4), sample.get("key_mask")):
+        write_tensor(file, tensor)
+    write_tensor(file, aligned(sample.get("past_length"), 1, np.int64))
+    write_tensor(file, golden.astype(np.float32))
+    scale = sample.get("scale")
+    width = sample["q"].shape[3] ** -0.5
+    allowed = allowed_error(sample, golden, sample["q"].dtype, share)
+    factors = (width if scale is None else scale, sample.get("softcap", 0.0), sample.get("causal", 0))
+    file.write(struct.pack("<qdffi", sample.get("k_top", 0), allowed, *factors))
+
+
+def clear(sample: Sample) -> bool:
+    """Whether fp32 and fp64 must select the same keys in every row."""
+    q, k = sample["q"].astype(np.float64), sample["k"].astype(np.float64)
+    scores = q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5
+    scores = np.where(visible(sample, scores.shape), scores, -np.inf)
+    around = np.partition(scores, (-sample["k_top"] - 1, -sample["k_top"]), -1)
+    low, high = around[..., -sample["k_top"] - 1], around[..., -sample["k_top"]]
+    return bool(((high - low > 1e-6 * np.abs(high).max()) | (high == low)).all())
+
+
+def main() -> None:
+    """Write all samples in all element types, and those hard ones whose selection no rounding changes."""
+    samples = [(f"{n} ({d})", rounded(s, DTYPES[d]), 0.0) for n, s in SAMPLES.items() for d in DTYPES]
+    hard = [(f"{name}, k={k}", sample | {"k_top": k}, 1e-5) for name, sample in HARD.items() for k in (1, 64)]
+    samples += [record for record in hard if record[1]["k"].shape[2] < 10000 and clear(record[1])]
+    with Path(sys.argv[1]).open("wb") as file:
+        file.write(struct.pack("<i", len(samples)))
+        for name, sample, share in samples:
+            write_sample(file, name, sample, share)
+
+
+if __name__ == "__main__":
+    main()

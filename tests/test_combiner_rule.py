@@ -1,0 +1,82 @@
+"""The rule ``combiner-attention``: what it takes stays right where one span holds all keys, the rest it declines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from spellings import SPELLINGS, Spelling
+from test_spellings import check_numbers
+
+import rewriter
+from rewriter.errors import GraftError
+
+EXACT = "combiner-attention:variant=fixed,span=1073741824"
+REASONS = (
+    "not proved to be one sequence",
+    "scores are capped at",
+    "causal mask is moved by",
+    "which hidden keys cannot",
+    "window, which cuts through regions",
+    "a region has one logit for many keys",
+    "probabilities are also read by",
+)
+ROWS = [row for row in SPELLINGS if row.runs and row.proves and not row.declines and not row.may_decline and row.sites]
+
+
+@pytest.mark.parametrize("spelling", ROWS[::3], ids=lambda spelling: spelling.id)
+def test_spelling(spelling: Spelling, tmp_path: Path) -> None:
+    original, combined = tmp_path / "original.onnx", tmp_path / "combined.onnx"
+    onnx.save(spelling.build(), original)
+    report = rewriter.apply(original, (EXACT,), output=combined)
+    if report.rewritten:
+        check_numbers(spelling, original, [combined])
+        return
+    assert report.declined
+    for row in report.declined:
+        assert any(said in row.reason for said in REASONS), row.reason
+
+
+TAKES = ("no-scale", "proved-causal-where-lowest", "proved-keys-where-inf", "rotary-halves", "gqa-rank-5")
+
+
+@pytest.mark.parametrize("variant", ["logsparse", "mixture"])
+@pytest.mark.parametrize("id", TAKES)
+def test_takes(id: str, variant: str, tmp_path: Path) -> None:
+    onnx.save(written(id), tmp_path / "original.onnx")
+    report = rewriter.apply(tmp_path / "original.onnx", (f"combiner-attention:variant={variant}",), verify=True)
+    assert report.rewritten == 1
+    assert report.verify is not None
+    assert report.verify.rewrite.passed  # at the limit, where it is exact
+    assert report.verify.approximation is not None
+
+
+REFUSES = {
+    "cross": "its s queries and t keys are not proved to be one sequence",
+    "past": "not proved to be one sequence",
+    "learned-query": "its 5 queries and s keys",
+    "softcap": "scores are capped at 5",
+    "proved-triu-2": "causal mask is moved by 2",
+    "proved-keys-where-lowest": "which hidden keys cannot",
+    "proved-window-where-inf": "window, which cuts through regions",
+    "t5-bias": "a region has one logit for many keys",
+    "alibi": "a region has one logit for many keys",
+}
+
+
+@pytest.mark.parametrize("id", REFUSES)
+def test_refuses(id: str, tmp_path: Path) -> None:
+    onnx.save(written(id), tmp_path / "original.onnx")
+    report = rewriter.apply(tmp_path / "original.onnx", (EXACT,), verify=False)
+    assert report.rewritten == 0
+    assert [row.reason for row in report.declined if REFUSES[id] in row.reason], report.declined
+
+
+def written(id: str) -> onnx.ModelProto:
+    return next(row for row in SPELLINGS if row.id == id).build()
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(GraftError, match=r"option variant of rule combiner-attention must be one of fixed, .*routing"):
+        rewriter.rules()["combiner-attention"].bound({"variant": "routing"})

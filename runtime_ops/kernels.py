@@ -163,8 +163,8 @@ def run_segment_attention(
 def _matrices(*given: Array) -> list[Array]:
     """Return q, k and v with contiguous last axes."""
     if any(x.ndim != 4 for x in given):
-        ranks = ", ".join(str(x.ndim) for x in given)
-        raise LibraryError(f"q, k and v have ranks {ranks}; allowed is 4.")
+        q, k, v = (x.ndim for x in given)
+        raise LibraryError(f"q, k and v have ranks {q}, {k} and {v}; allowed is 4.")
     return [abi.rows(x) for x in given]
 
 
@@ -228,9 +228,7 @@ def run_combiner_attention(
     The other arguments: those of `ai.graft::CombinerAttention`. `isa` forces a kernel; `threads` are Python
     threads, started for the call.
     """
-    q, k, v = abi.rows(q), abi.rows(k), abi.rows(v)
-    if min(q.ndim, k.ndim, v.ndim) != 4 or max(q.ndim, k.ndim, v.ndim) != 4:
-        raise LibraryError(f"q, k and v have ranks {q.ndim}, {k.ndim} and {v.ndim}; allowed is 4.")
+    q, k, v = _matrices(q, k, v)
     b = next((x.shape[0] for x in (q, k, v) if x.shape[0] != 1), 1)
     out = np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
     views = [abi.view(array) for array in (q, k, v, key_mask, out)]

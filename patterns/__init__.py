@@ -3,9 +3,10 @@
 The command finds this module through the entry-point group ``graft.patterns``; another package can add its own.
 """
 
-from patterns import attention, feed_forward
+from patterns import attention, encoder, feed_forward
 from patterns.rules import (
     combiner_attention,
+    decompose_encoder,
     exact_attention,
     exact_feed_forward,
     topk_attention,
@@ -13,10 +14,12 @@ from patterns.rules import (
 )
 
 READERS = (attention.read, feed_forward.read)
+ASSEMBLERS = (encoder.assemble,)
 RULES = (
     exact_attention.RULE,
     topk_attention.RULE,
     combiner_attention.RULE,
     exact_feed_forward.RULE,
     topk_feed_forward.RULE,
+    decompose_encoder.RULE,
 )

@@ -197,6 +197,39 @@ def _lettered(axis: Axis, letter: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderSite:
+    """The attention layers of an encoder, in order along its residual stream.
+
+    Attributes:
+        layers: its attention sites, lowest first.
+        cuts: the hidden states [b t m] after layer 1, 2, …, as far as tokens are proved to meet in attention only.
+        stopped: why there are fewer cuts than layers.
+        lookups: the embeddings that are looked up by what the model is given.
+        given: integer inputs [b t] of the model by name.
+        node: the node of the first layer's result.
+        steps: how it was read.
+    """
+
+    anchor: str
+    layers: Sequence[AttentionSite]
+    cuts: Sequence[Operand]
+    stopped: str | None
+    model_width: Dim | None
+    lookups: Sequence[Expr] = field(compare=False)
+    given: Mapping[str, Expr] = field(compare=False)
+    node: Any = field(compare=False)
+    steps: Sequence[Step] = field(compare=False, default=())
+
+    kind = "encoder"
+
+    @property
+    def reads_as(self) -> str:
+        """The encoder in words."""
+        proved = "" if len(self.cuts) == len(self.layers) else f", {len(self.cuts)} of them token by token"
+        return f"{len(self.layers)} layers over [b t m]{proved}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decline:
     """Why an anchor was not read as a site: a sentence, the node, and how far the reader got."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rewriter.export import to_onnx
     from rewriter.look import show, why
     from rewriter.recipe import apply
+    from rewriter.splitting import split
     from rewriter.timing import bench
 
 # Loaded when first used, so that `graft --help` does not wait for onnx.
@@ -23,6 +24,7 @@ _HOME = {
     "show": "look",
     "why": "look",
     "apply": "recipe",
+    "split": "splitting",
     "verify": "compare",
     "bench": "timing",
     "to_onnx": "export",
@@ -30,7 +32,7 @@ _HOME = {
     "ops": "catalogue",
 }
 
-__all__ = ["apply", "bench", "ops", "rules", "show", "to_onnx", "verify", "why"]
+__all__ = ["apply", "bench", "ops", "rules", "show", "split", "to_onnx", "verify", "why"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,15 +19,23 @@ from rewriter.options import (
     Dims,
     DryRun,
     Expect,
+    Folder,
     Inputs,
+    Int8,
     Json,
+    Layers,
     Model,
     NoVerify,
     OpName,
     Output,
+    Passages,
+    Positions,
+    QuestionLength,
     RuleName,
     Rules,
     Sites,
+    SplitFolder,
+    StorePath,
     Strict,
     Threads,
     Tolerance,
@@ -152,6 +160,43 @@ def apply(
             model, output=output, sites=sites, dry_run=dry_run, strict=strict, expect=expect,
             verify=not no_verify, inputs=inputs, dims=one_each(dim), progress=bar, **chosen,
         )  # fmt: skip
+    console.emit(report, as_json=json)
+    return DONE
+
+
+@app.command(short_help="Split an encoder, to encode passages ahead.")
+def split(
+    model: Model,
+    layers: Layers,
+    question_length: QuestionLength,
+    output: Folder,
+    positions: Positions = "keep",
+    json: Json = False,
+) -> int:
+    """Write question.onnx, passage.onnx and joint.onnx, which share one file of weights, and manifest.json.
+
+    \b
+    Examples:
+      graft split model.onnx --layers 9 --question-length 27 -o split
+    """
+    import rewriter
+
+    console.emit(rewriter.split(model, layers, question_length, output, positions=positions), as_json=json)
+    return DONE
+
+
+@app.command(short_help="Encode passages into a store.")
+def cache(folder: SplitFolder, passages: Passages, store: StorePath, int8: Int8 = False, json: Json = False) -> int:
+    """Encode the passages of a file with a split encoder, and keep what they give; a run can be resumed.
+
+    \b
+    Examples:
+      graft cache split passages.jsonl --store passages.store
+    """
+    from rewriter import decomposed
+
+    with console.progress() as bar:
+        report = decomposed.cache(folder, passages, store, "int8" if int8 else "float16", bar)
     console.emit(report, as_json=json)
     return DONE
 

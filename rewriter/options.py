@@ -61,6 +61,23 @@ Dims = Annotated[
     list[str],
     typer.Option(metavar="NAME=N,N,…", help="Lengths of a free dimension, one case each; repeatable."),
 ]
+Layers = Annotated[
+    int, typer.Option(metavar="K", parser=_number(int, 1), help="How many of the lower layers see one segment only.")
+]
+QuestionLength = Annotated[
+    int, typer.Option(metavar="N", parser=_number(int, 1), help="The length that questions are padded to.")
+]
+Folder = Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="The folder to write, new or empty.")]
+Positions = Annotated[
+    str,
+    typer.Option(metavar="keep|restart", help="Passages stand behind the padded question, or start at 0."),
+]
+SplitFolder = Annotated[str, typer.Argument(metavar="DIR", help="The folder that graft split wrote.")]
+Passages = Annotated[
+    str, typer.Argument(metavar="PASSAGES.jsonl", help="One passage a line: a JSON list of token ids.")
+]
+StorePath = Annotated[str, typer.Option("--store", metavar="PATH", help="The store's folder, new or of this split.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="Keep hidden states in int8 instead of float16.")]
 RuleName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One rule in full.")]
 OpName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One operation in full.")]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +40,18 @@ def read(graphs: Graphs) -> Reading:
     sites: dict[str, Any] = {}
     declines: list[Any] = []
     counts: dict[str, int] = {}
-    for reader in registry.readers():
-        for found in reader(graphs):
-            if hasattr(found, "reason"):
-                declines.append(found)
-                continue
-            counts[found.kind] = counts.get(found.kind, -1) + 1
-            sites[f"{found.kind}.{counts[found.kind]}"] = found
+    for found in _found(graphs, sites):
+        if hasattr(found, "reason"):
+            declines.append(found)
+            continue
+        counts[found.kind] = counts.get(found.kind, -1) + 1
+        sites[f"{found.kind}.{counts[found.kind]}"] = found
     return Reading(graphs=graphs, sites=sites, declines=declines)
+
+
+def _found(graphs: Graphs, sites: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what readers find, and then what those sites make up."""
+    for reader in registry.readers():
+        yield from reader(graphs)
+    for assembler in registry.assemblers():
+        yield from assembler(graphs, list(sites.values()))

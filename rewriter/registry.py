@@ -31,6 +31,11 @@ def readers() -> Sequence[Callable[[Any], Iterator[Any]]]:
     return [reader for module in _modules() for reader in module.READERS]
 
 
+def assemblers() -> Sequence[Callable[[Any, Sequence[Any]], Iterator[Any]]]:
+    """Return every assembler: a function from a host's graphs and the sites in them to sites made up of those."""
+    return [assembler for module in _modules() for assembler in getattr(module, "ASSEMBLERS", ())]
+
+
 def parse(rule: str | Rule) -> Rule:
     """Return the rule that ``NAME[:key=value,…]`` says.
 

@@ -20,12 +20,14 @@ from rewriter.report import (
     ApplyReport,
     BenchCase,
     BenchReport,
+    CacheReport,
     DeclineRow,
     OutputError,
     Report,
     ShowReport,
     SiteError,
     SiteRow,
+    SplitReport,
     Story,
     Timing,
     VerifyReport,
@@ -263,10 +265,28 @@ def _count(n: int, one: str) -> str:
     return f"{n} {one if n == 1 else one + 's'}"
 
 
+def _split(report: SplitReport) -> Iterable[RenderableType]:
+    yield (
+        f"{report.model}: {_count(report.layers, 'layer')} apart, questions of {report.question_length} tokens, "
+        f"positions {report.positions}; a cached passage has {report.bytes_per_token} bytes a token in fp32"
+    )
+    yield table(("file", ">bytes"), ((f"{report.output}/{name}", f"{n:,}") for name, n in report.files.items()))
+
+
+def _cache(report: CacheReport) -> Iterable[RenderableType]:
+    size = report.bytes / max(report.kept, 1)
+    yield (
+        f"{report.store}: {report.new} of {_count(report.passages, 'passage')} encoded, {report.kept} kept in "
+        f"{report.kind}, {report.bytes:,} bytes ({size:,.0f} each)"
+    )
+
+
 FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {
     ShowReport: _show,
     WhyReport: _why,
     ApplyReport: _apply,
+    SplitReport: _split,
+    CacheReport: _cache,
     VerifyReport: _verify,
     BenchReport: _bench,
     DoctorReport: _doctor,

@@ -206,3 +206,28 @@ class BenchReport(Report):
     a: str
     b: str
     cases: Sequence[BenchCase]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport(Report):
+    """What ``split`` wrote."""
+
+    model: str
+    output: str
+    layers: int  # lower layers, which see their own segment only
+    question_length: int
+    positions: str  # "keep" | "restart"
+    files: Mapping[str, int]  # size in bytes, by name
+    bytes_per_token: int  # of a cached passage in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheReport(Report):
+    """What ``graft cache`` did."""
+
+    store: str
+    kind: str  # "float16" | "int8"
+    passages: int  # in the file
+    new: int  # encoded now
+    kept: int  # in the store
+    bytes: int  # of the store in use

@@ -53,6 +53,16 @@ class TopKAttention(ctypes.Structure):
     ]
 
 
+class SegmentAttention(ctypes.Structure):
+    """`graft_segment_attention`."""
+
+    _fields_ = [
+        *((name, Tensor) for name in ("q", "k", "v", "segments", "bias", "key_mask", "out")),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+    ]
+
+
 class TopKFeedForward(ctypes.Structure):
     """`graft_topk_feed_forward`."""
 

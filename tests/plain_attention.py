@@ -30,6 +30,14 @@ def attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = 
     return out
 
 
+def segment_attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = np.float64) -> np.ndarray:
+    """Return attention [b h t e] under the block mask that segment ids [b t] say."""
+    ids = arrays["segments"]
+    hidden = np.where(ids[:, None, :, None] == ids[:, None, None, :], 0.0, -np.inf)
+    bias = arrays.get("bias")
+    return attention({**arrays, "bias": hidden if bias is None else hidden + bias}, attrs, kind)
+
+
 def visible(arrays: Mapping[str, Any], attrs: Mapping[str, Any], s: int, t: int) -> np.ndarray:
     """Return which key each query may see, to broadcast to [b h s t]."""
     keep = np.ones((1, 1, s, t), bool)

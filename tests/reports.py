@@ -8,6 +8,7 @@ from rewriter.report import (
     ApplyReport,
     BenchCase,
     BenchReport,
+    CacheReport,
     DeclineRow,
     OutputError,
     Refusal,
@@ -15,6 +16,7 @@ from rewriter.report import (
     ShowReport,
     SiteError,
     SiteRow,
+    SplitReport,
     Step,
     Story,
     Timing,
@@ -93,6 +95,16 @@ BENCH = BenchReport(
     b="out.onnx",
     cases=[BenchCase(dims={"batch": 2, "sequence": 2048}, threads=2, a=TIMING, b=TIMING, ratio=1.0)],
 )
+SPLIT = SplitReport(
+    model="model.onnx",
+    output="split",
+    layers=9,
+    question_length=27,
+    positions="keep",
+    files={"joint.onnx": 38423, "weights.data": 436_000_000},
+    bytes_per_token=3072,
+)
+CACHE = CacheReport(store="passages", kind="int8", passages=10_000, new=9_000, kept=10_000, bytes=493_000_000)
 DOCTOR = DoctorReport(
     python="3.11.7",
     platform="Linux x86_64",
@@ -114,4 +126,4 @@ DOCTOR = DoctorReport(
         Check(name="kernel library", passed=False, found="ABI 9, not 1", advice="reinstall attn-graft"),
     ],
 )
-REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, DOCTOR)
+REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DOCTOR)

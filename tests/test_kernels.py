@@ -412,7 +412,8 @@ def test_refusals_say_what_is_allowed(name: str) -> None:
 def test_rows_are_complete_and_ranked() -> None:
     rows = kernels.kernels()
     assert {"op", "name", "isa", "dtypes", "limits", "rank", "usable", "reason"} <= set(rows[0])
-    assert {row["op"] for row in rows} == {"TopKAttention", "TopKFeedForward", "CombinerAttention"}
+    operations = {"TopKAttention", "TopKFeedForward", "CombinerAttention", "SegmentAttention"}
+    assert {row["op"] for row in rows} == operations
     assert len({(row["op"], row["rank"]) for row in rows}) == len(rows)
     for op in {row["op"] for row in rows}:
         assert any(row["op"] == op and row["isa"] == "scalar" and row["usable"] for row in rows)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from plain_attention import attention
+from plain_attention import attention, segment_attention
 from plain_combiner import combiner
 from plain_feed_forward import feed_forward
 
@@ -37,11 +37,13 @@ Arrays = Mapping[str, np.ndarray]
 IN_C: dict[str, Callable[..., np.ndarray]] = {
     "TopKAttention": kernels.run_topk_attention,
     "TopKFeedForward": kernels.run_topk_feed_forward,
+    "SegmentAttention": kernels.run_segment_attention,
     "CombinerAttention": kernels.run_combiner_attention,
 }
 PLAIN: dict[str, Callable[..., np.ndarray]] = {
     "TopKAttention": attention,
     "TopKFeedForward": feed_forward,
+    "SegmentAttention": segment_attention,
     "CombinerAttention": combiner,
 }
 
@@ -219,6 +221,31 @@ def test_any_call(
     golden = spec.golden(arrays, attrs)
     error = np.abs(in_c(isa)(spec, arrays, attrs) - golden).max(initial=0.0)
     assert error <= allowed(spec, golden, arrays, attrs) + 2e-5  # a near tie may be resolved the other way in float32
+
+
+@needs_library
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30), b=st.integers(1, 4), g=st.integers(1, 2), group=st.integers(1, 2), t=lengths,
+    pieces=st.integers(1, 6), contiguous=st.booleans(), mask=st.booleans(), isa=st.sampled_from(isas() or ["scalar"]),
+    bias=st.sampled_from(["", "1 1 1 t", "b 1 t t", "1 h t 1"]),
+)  # fmt: skip
+def test_any_segments(
+    seed: int, b: int, g: int, group: int, t: int, pieces: int, contiguous: bool, mask: bool, isa: str, bias: str
+) -> None:
+    spec, rng = OPS["SegmentAttention"], np.random.default_rng(seed)
+    shapes = {"q": (b, g * group, t, 9), "k": (b, g, t, 9), "v": (b, g, t, 5)}
+    arrays: dict[str, Any] = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+    ids = rng.integers(0, pieces, (b, t))
+    arrays["segments"] = np.sort(ids, axis=1)[::-1] if contiguous else ids
+    if mask:
+        arrays["key_mask"] = rng.random((b, t)) < 0.6
+    if bias:
+        by_letter = {"b": b, "h": g * group, "t": t, "1": 1}
+        arrays["bias"] = rng.standard_normal([by_letter[x] for x in bias.split()]).astype(np.float32)
+    golden = spec.golden(arrays, {})
+    error = np.abs(in_c(isa)(spec, arrays, {}) - golden).max(initial=0.0)
+    assert error <= allowed(spec, golden, arrays, {})
 
 
 @needs_library

@@ -58,6 +58,14 @@ typedef struct graft_topk_attention {
   int32_t reserved;
 } graft_topk_attention;
 
+// Arguments of ai.graft::SegmentAttention. Axes by letter: q [b h t d], k [b g t d], v [b g t e], segments int64 [b t],
+// bias broadcast to [b h t t], key_mask [b t] (1 = visible), out [b h t e]. Tokens see those of equal segments.
+typedef struct graft_segment_attention {
+  graft_tensor q, k, v, segments, bias, key_mask, out;
+  float scale;    // multiplies q.k
+  float softcap;  // 0 = none
+} graft_segment_attention;
+
 // Arguments of ai.graft::TopKFeedForward. Tokens are flattened: x [n m], out [n e]; w_in and w_gate [f m], w_out [f e], one
 // row per neuron; b_in and b_gate [f], b_out [e]. w_gate, b_in, b_gate and b_out may be absent, b_gate must be without
 // w_gate. All have the element type of x, and stride 1 along the last axis.
@@ -95,6 +103,9 @@ GRAFT_EXPORT const char* graft_list_kernels(void);
 GRAFT_EXPORT const char* graft_run_topk_attention(const graft_topk_attention* args, const char* isa,
                                                   const graft_pool* pool);
 
+GRAFT_EXPORT const char* graft_run_segment_attention(const graft_segment_attention* args, const char* isa,
+                                                     const graft_pool* pool);
+
 GRAFT_EXPORT const char* graft_run_topk_feed_forward(const graft_topk_feed_forward* args, const char* isa,
                                                      const graft_pool* pool);
 
@@ -104,6 +115,8 @@ GRAFT_EXPORT const char* graft_run_combiner_attention(const graft_combiner_atten
 // The name of the row that graft_run_... would use, or NULL with *reason set.
 GRAFT_EXPORT const char* graft_pick_topk_attention(const graft_topk_attention* args, const char* isa,
                                                    const char** reason);
+GRAFT_EXPORT const char* graft_pick_segment_attention(const graft_segment_attention* args, const char* isa,
+                                                      const char** reason);
 GRAFT_EXPORT const char* graft_pick_topk_feed_forward(const graft_topk_feed_forward* args, const char* isa,
                                                       const char** reason);
 GRAFT_EXPORT const char* graft_pick_combiner_attention(const graft_combiner_attention* args, const char* isa,

@@ -11,12 +11,14 @@ namespace graft {
 // One line per operation, each from the capi.cc in its folder.
 std::string topk_attention_rows();
 std::string topk_feed_forward_rows();
+std::string segment_attention_rows();
 std::string combiner_attention_rows();
 
 namespace {
 constexpr std::string (*kRows[])() = {
     topk_attention_rows,
     topk_feed_forward_rows,
+    segment_attention_rows,
     combiner_attention_rows,
 };
 }  // namespace

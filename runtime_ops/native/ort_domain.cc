@@ -8,7 +8,7 @@ namespace graft {
 const OrtApi* g_api = nullptr;
 
 // One line per operator, each from the ort.cc in its folder.
-extern const OpKind kTopKAttention, kTopKFeedForward, kCombinerAttention;
+extern const OpKind kTopKAttention, kTopKFeedForward, kCombinerAttention, kSegmentAttention;
 
 namespace {
 
@@ -16,6 +16,7 @@ constexpr const char* kDomain = "ai.graft";
 const OpKind* const kOps[] = {
     &kTopKAttention,
     &kTopKFeedForward,
+    &kSegmentAttention,
     &kCombinerAttention,
 };
 

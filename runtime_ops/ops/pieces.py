@@ -1,10 +1,10 @@
-"""Pieces that several operations are said with: counting, hiding, and weights that allow rows without a key."""
+"""Pieces that several operations are said with: scores, hiding, weights that allow rows without a key, counting."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from runtime_ops.words import Expr, const, make
+from runtime_ops.words import Expr, const, dim, make, reshape
 
 _LOWEST = float(np.finfo(np.float32).min)
 _MOST_STEPS = 20
@@ -37,3 +37,28 @@ def steps(length: Expr) -> int:
 def ceiling(a: Expr, b: Expr) -> Expr:
     """Return a / b for whole numbers, rounded up."""
     return make("div", make("sub", make("add", a, b), const([1])), b)
+
+
+def scores(q: Expr, k: Expr, scale: float | None, softcap: float) -> Expr:
+    """Return [b h s t] for q [b h s d] and k [b g t d], scaled (by 1/sqrt(d) if None) and capped."""
+    if scale is None:
+        width = make("cast", dim(q, 3), to=np.dtype(np.float32))
+        factor = make("div", const(1.0), make("sqrt", width))
+    else:
+        factor = const(float(scale))
+    found = make("mul", grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), factor)
+    if softcap:
+        cap = const(float(softcap))
+        found = make("mul", make("tanh", make("div", found, cap)), cap)
+    return found
+
+
+def grouped(x: Expr, y: Expr) -> Expr:
+    """Return x [b h . n] times y [b g n .], where every h / g heads of x share one of y."""
+    if x.shape is not None and y.shape is not None and x.shape[1] == y.shape[1]:
+        return make("matmul", x, y)
+    # A batch of 1 broadcasts, so heads are split on both sides and multiplied by broadcasting over the group.
+    h, g = dim(x, 1), dim(y, 1)
+    split = reshape(x, [dim(x, 0), g, make("div", h, g), dim(x, 2), dim(x, 3)])
+    out = make("matmul", split, make("unsqueeze", y, axes=(2,)))
+    return reshape(out, [dim(out, 0), h, dim(x, 2), dim(y, 3)])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_ops.ops.pieces import count, hide, weights
+from runtime_ops.ops.pieces import count, grouped, hide, scores, weights
 from runtime_ops.spec import Attribute, Input, OpSpec, Sample
 from runtime_ops.words import Expr, const, dim, make, reshape
 
@@ -21,41 +21,14 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     if q is None or k is None or v is None:
         raise ValueError("q, k and v are not optional")
-    scores = _scores(q, k, attrs)
+    logits = scores(q, k, attrs["scale"], attrs["softcap"])
     if inputs["bias"] is not None:
-        scores = make("add", scores, inputs["bias"])
+        logits = make("add", logits, inputs["bias"])
     if inputs["key_mask"] is not None:
-        keep = make("unsqueeze", inputs["key_mask"], axes=(1, 2))
-        scores = hide(scores, keep)
+        logits = hide(logits, make("unsqueeze", inputs["key_mask"], axes=(1, 2)))
     if attrs["causal"]:
-        scores = hide(scores, _causal(q, k, inputs["past_length"]))
-    return _grouped(_top(scores, attrs["k"]) if attrs["k"] else weights(scores), v)
-
-
-def _scores(q: Expr, k: Expr, attrs: Mapping[str, Any]) -> Expr:
-    scale = attrs["scale"]
-    if scale is None:
-        width = make("cast", dim(q, 3), to=np.dtype(np.float32))
-        factor = make("div", const(1.0), make("sqrt", width))
-    else:
-        factor = const(float(scale))
-    scores = make("mul", _grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), factor)
-    cap = attrs["softcap"]
-    if cap:
-        scores = make("mul", make("tanh", make("div", scores, const(float(cap)))), const(float(cap)))
-    return scores
-
-
-def _grouped(x: Expr, y: Expr) -> Expr:
-    """Return x [b h . n] times y [b g n .], where every h / g heads of x share one of y."""
-    if x.shape is not None and y.shape is not None and x.shape[1] == y.shape[1]:
-        return make("matmul", x, y)
-    # A batch of 1 broadcasts, so heads are split on both sides and multiplied by broadcasting over the group.
-    h, g = dim(x, 1), dim(y, 1)
-    group = make("div", h, g)
-    split = reshape(x, [dim(x, 0), g, group, dim(x, 2), dim(x, 3)])
-    out = make("matmul", split, make("unsqueeze", y, axes=(2,)))
-    return reshape(out, [dim(out, 0), h, dim(x, 2), dim(y, 3)])
+        logits = hide(logits, _causal(q, k, inputs["past_length"]))
+    return grouped(_top(logits, attrs["k"]) if attrs["k"] else weights(logits), v)
 
 
 def _causal(q: Expr, k: Expr, past_length: Expr | None) -> Expr:

@@ -1,0 +1,168 @@
+"""An encoder split after K layers against the original: milliseconds for one question and one passage.
+
+The encoder has the shape of BERT-base and random weights. `cached`: the passage lies in the store, whose reading is in
+the time; `ratio`: the original's time over it; `flop model`: n / ((n-K) + K·|Q|/L), which counts layers alone
+(DeFormer, Cao 2020). `not cached`: the passage is encoded and stored first, which is where splitting loses. Times are
+medians of rounds in which all run one after the other in one process; peak memory is that of a process of its own,
+weights included.
+Run `python benchmarks/deformer.py --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from deformer_graph import VOCABULARY, bert
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rewriter
+from rewriter.decomposed import Pipeline
+from rewriter.sessions import open_session
+
+Row = dict[str, Any]
+
+
+class Texts:
+    """A question, a passage that is asked about again and again, and passages never seen before."""
+
+    def __init__(self, question: int, passage: int) -> None:
+        self.random, self.length = np.random.default_rng(0), passage
+        self.question, self.passage = self.ids(question), self.ids(passage)
+
+    def ids(self, length: int) -> np.ndarray[Any, Any]:
+        """Return made-up token ids."""
+        return self.random.integers(1, VOCABULARY, length)
+
+    def whole(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """Return what the original is given."""
+        ids = np.concatenate([self.question, self.passage])[None]
+        types = (np.arange(ids.shape[1]) >= len(self.question)).astype(np.int64)[None]
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+
+
+def resident() -> float:
+    """Return the highest resident memory of this process in MiB."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+def medians(runs: Mapping[str, Callable[[], Any]], rounds: int) -> Mapping[str, float]:
+    """Return milliseconds by name, all run in turn; the first round is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            time.sleep(0.02)  # the pool of the one before stops spinning
+            begin = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - begin) * 1e3)
+    return {name: statistics.median(some[1:]) for name, some in times.items()}
+
+
+def peak(folder: Path, args: argparse.Namespace) -> float:
+    """Return the peak memory of a process that answers from the store, or that runs the original."""
+    command = [sys.executable, __file__, "--peak", str(folder), "--threads", str(args.threads)]
+    command += ["--question", str(args.question), "--passage", str(args.passage)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def answer(target: Path, args: argparse.Namespace) -> None:
+    """Run once what ``target`` is, and print the peak memory of this process."""
+    texts = Texts(args.question, args.passage)
+    if target.is_dir():
+        Pipeline(target, target.with_name("store"), threads=args.threads).score(texts.question, [texts.passage])
+    else:
+        open_session(target, threads=args.threads).run(None, texts.whole())
+    print(resident())
+
+
+def measure(model: Path, layers: int, args: argparse.Namespace, folder: Path) -> Row:
+    """Split after so many layers, and time it against the original."""
+    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads)
+    rewriter.split(model, layers, args.question, folder / "split")
+    pipeline = Pipeline(folder / "split", folder / "store", threads=args.threads)
+    whole = texts.whole()
+    runs: dict[str, Callable[[], Any]] = {
+        "original": lambda: original.run(None, whole),
+        "cached": lambda: pipeline.score(texts.question, [texts.passage]),
+        "not cached": lambda: pipeline.score(texts.question, [texts.ids(args.passage)]),
+    }
+    row: Row = {"layers": layers, **medians(runs, args.rounds)}
+    row["kept_kb"] = pipeline.store.used / len(pipeline.store) / 1e3
+    pipeline.store.close()
+    row["peak_mib"] = None if args.no_memory else peak(folder / "split", args)
+    return row
+
+
+def completed(row: Row, args: argparse.Namespace) -> Row:
+    """Add the ratios, measured and expected."""
+    share = args.question / (args.question + args.passage)
+    expected = args.layers_in_all / (args.layers_in_all - row["layers"] + row["layers"] * share)
+    return {**row, "ratio": row["original"] / row["cached"], "flop_model": expected,
+            "loss": row["original"] / row["not cached"]}  # fmt: skip
+
+
+def show(rows: list[Row], peak_of_original: float | None) -> None:
+    """Print the rows as a table."""
+    print("ratios are the original's time over the other's" + (
+        "" if peak_of_original is None else f"; the original's peak is {peak_of_original:.0f} MiB"))  # fmt: skip
+    heads = ("K", "original ms", "cached ms", "ratio", "flop model", "not cached ms", "ratio", "KB kept", "peak MiB")
+    print("".join(f"{head:>15}" for head in heads))
+    for row in rows:
+        numbers = [row[name] for name in ("original", "cached", "ratio", "flop_model", "not cached", "loss", "kept_kb")]
+        memory = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        print(f"{row['layers']:>15}" + "".join(f"{n:>15.2f}" for n in numbers) + f"{memory:>15}")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--layers", type=int, nargs="+", default=list(range(1, 13)), help="values of K")
+    parser.add_argument("--layers-in-all", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--question", type=int, default=27)
+    parser.add_argument("--passage", type=int, default=293)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    args = parse()
+    if args.peak:
+        answer(args.peak, args)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        model = Path(name) / "model.onnx"
+        onnx.save(bert(args.layers_in_all, args.width), model)
+        before = None if args.no_memory else peak(model, args)
+        rows = []
+        for layers in args.layers:
+            with tempfile.TemporaryDirectory(dir=name) as folder:
+                rows.append(completed(measure(model, layers, args, Path(folder)), args))
+    show(rows, before)
+    if args.json:
+        machine = {"machine": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
+        settings = {key: value for key, value in vars(args).items() if key not in ("json", "peak")}
+        result = {**machine, "settings": settings, "original_peak_mib": before, "rows": rows}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The pipeline over a split encoder: right answers from the store, and a store that survives what happens to it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_encoder import DYNAMO, LEGACY, encoder, export, saved
+
+import rewriter
+from rewriter import console, decomposed
+from rewriter.cli import app
+from rewriter.decomposed import Pipeline
+from rewriter.errors import GraftError
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("transformers")
+pytest.importorskip("lmdb")
+
+N = 6
+QUESTION = [7, 9, 11, 90]
+CHILD = "import sys; from rewriter import decomposed; decomposed.cache(*sys.argv[1:])"
+
+
+def passages(count: int, longest: int = 20) -> list[list[int]]:
+    rng = np.random.default_rng(count)
+    return [[int(x) for x in rng.integers(1, 80, rng.integers(1, longest + 1))] for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("decomposed")
+    rewriter.split(export("bert", DYNAMO, where).path, 1, N, where / "split")
+    return where / "split"
+
+
+def one_graph(path: Path, question: list[int], passage: list[int], filler: int) -> np.ndarray:
+    """Return what the one-graph form gives for the question's and the passage's own tokens."""
+    from runtime_ops import kernels
+
+    pad = N - len(question)
+    ids = np.array([[*question, *[filler] * pad, *passage]])
+    mask = np.array([[1] * len(question) + [0] * pad + [1] * len(passage)])
+    return np.asarray(kernels.session(path).run(None, {"input_ids": ids, "attention_mask": mask})[0])[0]
+
+
+@pytest.mark.parametrize(("kind", "error"), [("float16", 2e-3), ("int8", 5e-2)])
+@pytest.mark.parametrize(("name", "exporter"), [("bert", LEGACY), ("roberta", DYNAMO), ("electra", DYNAMO)])
+def test_scores_are_those_of_the_one_graph_form(
+    name: str, exporter: Any, kind: str, error: float, tmp_path: Path
+) -> None:
+    source, whole = export(name, exporter, tmp_path).path, tmp_path / "whole.onnx"
+    rewriter.split(source, 1, N, tmp_path / "split")
+    rewriter.apply(source, ["decompose-encoder:layers=1,separator=90"], output=whole, verify=False)
+    told = passages(40)
+    pipeline = Pipeline(tmp_path / "split", tmp_path / "store", kind)
+    got = pipeline.score(QUESTION, told)
+    filler = pipeline.manifest["filler"]["input_ids"]
+    for one, passage in zip(got, told, strict=True):
+        expected = one_graph(whole, QUESTION, passage, filler)
+        seen = [*range(len(QUESTION)), *range(N, N + len(passage))]
+        assert np.linalg.norm(one[seen] - expected[seen]) <= error * np.linalg.norm(expected[seen])
+
+
+def test_passages_are_encoded_once(folder: Path, tmp_path: Path) -> None:
+    told = passages(50)
+    first = Pipeline(folder, tmp_path / "store")
+    assert first.add([*told, *told[:3]]) == 50
+    expected = first.score(QUESTION, told[:9])
+    first.store.close()
+    second = Pipeline(folder, tmp_path / "store")
+    assert second.add(told) == 0
+    np.testing.assert_array_equal(second.score(QUESTION, told[:9]), expected)
+    second.score(QUESTION, [*told[:2], [5, 5, 5]])
+    assert (second.hits, second.misses, len(second.store)) == (11, 1, 51)
+    assert second.store.used >= sum(len(x) for x in told) * 64 * 2
+
+
+def test_long_questions(folder: Path, tmp_path: Path) -> None:
+    pipeline, told = Pipeline(folder, tmp_path / "store"), passages(2)
+    with pytest.raises(GraftError, match="the question has 9 tokens, more than the 6"):
+        pipeline.score([3] * 9, told)
+    np.testing.assert_array_equal(pipeline.score([3] * 9, told, cut=True), pipeline.score([3] * 6, told))
+
+
+def test_without_a_mask_nothing_is_padded(tmp_path: Path) -> None:
+    rewriter.split(saved(encoder(), tmp_path / "m.onnx"), 2, 2, tmp_path / "split")
+    pipeline = Pipeline(tmp_path / "split", tmp_path / "store")
+    assert pipeline.score([1, 2], [[3, 4, 5], [6, 7, 8]]).shape == (2, 5, 20)
+    with pytest.raises(GraftError, match="takes no mask"):
+        pipeline.score([1, 2], [[3, 4, 5], [6, 7]])
+
+
+def test_stale_and_foreign_stores_are_refused(folder: Path, tmp_path: Path) -> None:
+    Pipeline(folder, tmp_path / "store").store.close()
+    rewriter.split(export("bert", DYNAMO, tmp_path).path, 1, N + 1, tmp_path / "other")
+    with pytest.raises(GraftError, match="was made for another split: its model is"):
+        Pipeline(tmp_path / "other", tmp_path / "store")
+    with pytest.raises(GraftError, match="its kind is float16, not int8"):
+        Pipeline(folder, tmp_path / "store", "int8")
+    with pytest.raises(GraftError, match="a store is of kind float16 or int8, not 'int4'"):
+        Pipeline(folder, tmp_path / "new", "int4")
+    with pytest.raises(GraftError, match="is no store of passages"):
+        Pipeline(folder, folder)
+    with pytest.raises(GraftError, match="is no folder that graft split wrote"):
+        Pipeline(tmp_path, tmp_path / "new")
+
+
+def test_a_killed_run_is_resumed_and_readers_see_whole_entries(folder: Path, tmp_path: Path) -> None:
+    told, store, file = passages(4000), tmp_path / "store", tmp_path / "passages.jsonl"
+    file.write_text("".join(json.dumps({"ids": x}) + "\n" for x in told))
+    reader = Pipeline(folder, store)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder), str(file), str(store)])
+    keys, lengths = [decomposed._key(np.array(x)) for x in told], [len(x) for x in told]
+    deadline = time.monotonic() + 60
+    while len(reader.store) < 200 and time.monotonic() < deadline:
+        there = [(x, n) for x, n in zip(reader.store.get(keys), lengths, strict=True) if x is not None]
+        assert all(x.shape == (n, 64) and np.isfinite(x).all() for x, n in there)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    before = len(reader.store)
+    assert 200 <= before < len({*keys})
+    reader.store.close()
+    report = decomposed.cache(folder, file, store)
+    assert (report.passages, report.new, report.kept) == (4000, len({*keys}) - before, len({*keys}))
+    after, fresh = Pipeline(folder, store), Pipeline(folder, tmp_path / "fresh")
+    fresh.add(told)
+    for x, y in zip(after.store.get(keys), fresh.store.get(keys), strict=True):
+        assert x is not None
+        assert y is not None
+        np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-3)  # one fp16 rounding: batches may have differed
+
+
+def test_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "passages.jsonl"
+    file.write_text("\n".join(json.dumps(x) for x in passages(70)))
+    words = ["cache", str(folder), str(file), "--store", str(tmp_path / "store"), "--int8"]
+    assert console.run(app, [*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["passages"], report["new"], report["kind"]) == (70, report["kept"], "int8")
+    assert console.run(app, words) == 0
+    assert "0 of 70 passages encoded" in capsys.readouterr().out
+    file.write_text('[1, 2]\n{"text": "no ids"}\n')
+    assert console.run(app, words) == 2
+    assert "passages.jsonl:2: is no JSON list of token ids" in capsys.readouterr().err
+    assert console.run(app, [*words[:2], str(tmp_path / "none"), *words[3:]]) == 2

@@ -99,12 +99,10 @@ def _declines(reading: Reading) -> list[Story]:
 
 
 def _sites(reading: Reading) -> list[Story]:
-    rules = registry.rules()
+    rules = [rule.tried() for rule in registry.rules().values()]
     stories = []
     for name, site in reading.sites.items():
-        said = {
-            rule.name: rule.why_not(site, rule.given) or "applies" for rule in rules.values() if rule.on == site.kind
-        }
+        said = {rule.name: rule.why_not(site, rule.given) or "applies" for rule in rules if rule.on == site.kind}
         stories.append(
             Story(
                 id=name,

@@ -116,6 +116,10 @@ class Rule:
             raise GraftError(f"option {name} of rule {self.name} must be one of {allowed}; got '{said}'")
         return value
 
+    def tried(self) -> Rule:
+        """Return this rule with options that nobody chose: defaults, and 1 where one is required."""
+        return replace(self, given={name: 1 if o.required else o.default for name, o in self.options.items()})
+
     def at_limit(self) -> Rule:
         """Return this rule with the options at which it is exact."""
         return replace(self, given={**self.given, **self.limit})

@@ -71,6 +71,9 @@ def test_a_gate_needs_a_stated_selection(tmp_path: Path) -> None:
     sketch("swiglu", BLOCKS["swiglu"], tmp_path / "model.onnx")
     report = rewriter.apply(tmp_path / "model.onnx", ("topk-feed-forward:k=5",), dry_run=True)
     assert "state select_by=contribution" in report.declined[0].reason
+    said = rewriter.why(tmp_path / "model.onnx").stories[0].rules
+    assert said["exact-feed-forward"] == "applies"
+    assert "state select_by=contribution" in said["topk-feed-forward"]
     for by in ("preactivation", "magnitude", "contribution"):
         rule = f"topk-feed-forward:k=5,select_by={by}"
         assert rewriter.apply(tmp_path / "model.onnx", (rule,), dry_run=True).rewritten == 1

@@ -138,7 +138,10 @@ def test_a_killed_run_is_resumed_and_readers_see_whole_entries(folder: Path, tmp
         np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-3)  # one fp16 rounding: batches may have differed
 
 
-def test_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # the runners of parallel tests set it, and lines fold there
     file = tmp_path / "passages.jsonl"
     file.write_text("\n".join(json.dumps(x) for x in passages(70)))
     words = ["cache", str(folder), str(file), "--store", str(tmp_path / "store"), "--int8"]

@@ -108,8 +108,9 @@ def _show(report: ShowReport) -> Iterable[RenderableType]:
 
 def _site(row: SiteRow) -> Sequence[str]:
     heads, width = _pair(row.heads, row.kv_heads), _pair(row.head_width, row.value_width)
-    if row.inner_width is not None:
-        heads, width = "", _pair(row.model_width, row.inner_width)
+    if row.kind != "attention":
+        inner = row.model_width if row.inner_width is None else row.inner_width
+        heads, width = "", _pair(row.model_width, inner)
     stored = row.stored and f"{row.stored} weights"
     told = row.mask or row.quantised or stored or ""
     return (row.id, row.reads_as, heads, width, told, ", ".join(row.around), row.anchor)

@@ -10,17 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 from test_kernels import DTYPES, HARD, SAMPLES, Sample, attention, rounded, visible
 
-CODES = {
-    np.dtype(np.float32): 1,
-    np.dtype(np.int64): 7,
-    np.dtype(np.bool_): 9,
-    np.dtype(np.float16): 10,
-    np.dtype(ml_dtypes.bfloat16): 16,
-}
+from runtime_ops import abi
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -30,7 +24,7 @@ def write_tensor(file: BinaryIO, x: Array | None) -> None:
         file.write(struct.pack("<i", 0))
         return
     data = np.ascontiguousarray(x).tobytes()
-    file.write(struct.pack(f"<ii{x.ndim}qq", CODES[x.dtype], x.ndim, *x.shape, len(data)) + data)
+    file.write(struct.pack(f"<ii{x.ndim}qq", abi.DTYPES[x.dtype], x.ndim, *x.shape, len(data)) + data)
 
 
 def aligned(x: Any, rank: int, dtype: Any = None) -> Array | None:

@@ -11,7 +11,8 @@ from patterns.rules import attention_call
 from patterns.site import AttentionSite, EncoderSite
 from rewriter.plan import Keeps, Option, Plan, Rule
 from runtime_ops.ops import OPS
-from runtime_ops.words import Expr, const, make, reshape
+from runtime_ops.ops.pieces import count
+from runtime_ops.words import Expr, const, dim, make, reshape
 
 _OP = OPS["SegmentAttention"]
 _F32 = np.dtype(np.float32)
@@ -57,7 +58,7 @@ def _with_causal(layer: AttentionSite, inputs: Mapping[str, Expr | None]) -> Exp
 
 def _places(x: Expr, axis: int) -> Expr:
     """Return 0, 1, … along an axis."""
-    return make("range", const(0), make("squeeze", make("dim", x, start=axis, end=axis + 1), axes=(0,)), const(1))
+    return count(dim(x, axis))
 
 
 def _segments(site: EncoderSite, q: Expr | None, given: Mapping[str, Any]) -> Expr:

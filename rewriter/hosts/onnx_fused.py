@@ -17,6 +17,7 @@ from rewriter.hosts import spelled
 from rewriter.hosts.base import Unfit
 from rewriter.hosts.onnx_grouped import grouped
 from rewriter.hosts.onnx_row import Args, Row, attr
+from runtime_ops.ops import pieces
 from runtime_ops.words import Expr, const, dim, make
 
 _FILL = -10000.0  # default of mask_filter_value
@@ -32,7 +33,7 @@ def _attention(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
     k, v = (w.with_past(past, w.heads(x, attr(node, "kv_num_heads"))) for past, x in ((past_k, k3), (past_v, v3)))
     scores = w.capped(w.scores(q, w.repeated(k, q), attr(node, "scale")), attr(node, "softcap", 0.0))
     if mask is not None:
-        scores = spelled.kept(scores, mask) if mask.dtype == bool else make("add", scores, mask)
+        scores = pieces.hide(scores, mask) if mask.dtype == bool else make("add", scores, mask)
     if valid is not None:
         scores = _valid(scores, q, k, valid, bool(attr(node, "is_causal", 0)))
     elif attr(node, "is_causal", 0):
@@ -43,12 +44,12 @@ def _attention(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
 
 def _valid(scores: Expr, q: Expr, k: Expr, lengths: Expr, causal: bool) -> Expr:
     """Return scores with keys after each sequence's length hidden; causal then counts back from that length."""
-    ends, keys = make("unsqueeze", lengths, axes=(1, 2, 3)), spelled.count(dim(k, 2))
-    scores = spelled.kept(scores, make("lt", keys, ends))
+    ends, keys = make("unsqueeze", lengths, axes=(1, 2, 3)), pieces.count(dim(k, 2))
+    scores = pieces.hide(scores, make("lt", keys, ends))
     if not causal:
         return scores
-    rows = make("add", spelled.column(spelled.count(dim(q, 2))), make("sub", ends, dim(q, 2)))
-    return spelled.kept(scores, make("le", keys, rows))
+    rows = make("add", spelled.column(pieces.count(dim(q, 2))), make("sub", ends, dim(q, 2)))
+    return pieces.hide(scores, make("le", keys, rows))
 
 
 def _multi_head(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
@@ -139,7 +140,7 @@ def _visible(node: ir.Node, padding: Expr, k: Expr) -> Expr:
         raise Unfit(f"{node.op_type} has a padding mask of rank {padding.rank}, which only some GPU runtimes take")
     if padding.shape[0] not in (b, b + b, 3 * b + 2):
         raise Unfit(f"{node.op_type} has a padding mask of one axis, and its length against the batch is not known")
-    ends, keys = _batch_part(padding, k, 0), spelled.count(dim(k, 2))
+    ends, keys = _batch_part(padding, k, 0), pieces.count(dim(k, 2))
     keep = make("lt", keys, ends)
     if padding.shape[0] != b + b:
         return keep

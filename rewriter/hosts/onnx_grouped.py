@@ -12,6 +12,7 @@ from rewriter.hosts import onnx_words as w
 from rewriter.hosts import spelled
 from rewriter.hosts.base import Unfit
 from rewriter.hosts.onnx_row import Args, attr
+from runtime_ops.ops import pieces
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 _WHOLE = np.dtype(np.int64)
@@ -98,7 +99,7 @@ class _Places:
 
     def queries(self) -> Expr:
         """Return the positions of the queries, [s] or, where sequences have a past, [b s]."""
-        count = spelled.count(self.s)
+        count = pieces.count(self.s)
         return count if self.past is None else make("add", count, make("squeeze", self.past, axes=(2, 3)))
 
     def present(self, past: Expr | None, new: Expr) -> Expr:
@@ -107,7 +108,7 @@ class _Places:
             return new
         zero = const(np.zeros((1, 1, 1), np.int64))
         starts = zero if self.past is None else make("squeeze", self.past, axes=(3,))
-        memory, slots = make("concat", past, new, axis=2), spelled.count(self.length)
+        memory, slots = make("concat", past, new, axis=2), pieces.count(self.length)
         behind = make("add", make("sub", slots, starts), dim(past, 2))
         last = make("sub", dim(memory, 2), const([1]))
         source = make("min", make("where", make("lt", slots, starts), slots, behind), last)  # [b 1 t]
@@ -116,14 +117,14 @@ class _Places:
 
     def hide(self, scores: Expr, keys: Expr, window: int) -> Expr:
         """Return scores with the keys hidden that a query does not see."""
-        places, queries = spelled.count(dim(keys, 2)), self.queries()
+        places, queries = pieces.count(dim(keys, 2)), self.queries()
         rows = spelled.column(queries) if self.past is None else make("unsqueeze", queries, axes=(1, 3))
         keep = make("le", places, rows)
         if window > 0:
             keep = make("and", keep, make("lt", make("sub", rows, const([window])), places))
         if self.ends is not None:
             keep = make("and", keep, make("lt", places, self.ends))
-        return spelled.kept(scores, keep)
+        return pieces.hide(scores, keep)
 
 
 def _rows(memory: Expr, source: Expr) -> Expr:

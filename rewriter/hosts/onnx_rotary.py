@@ -7,9 +7,9 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from rewriter.hosts import onnx_words as w
-from rewriter.hosts import spelled
 from rewriter.hosts.base import Unfit
 from rewriter.hosts.onnx_row import Args, Row, attr
+from runtime_ops.ops import pieces
 from runtime_ops.words import Expr, dim, make, reshape
 
 
@@ -49,7 +49,7 @@ def _contrib(node: ir.Node, args: Args, x: Expr) -> tuple[Expr, Expr] | None:
     if attr(node, "scale", 1.0) != 1.0 or positions.rank not in (1, 2):
         return None
     if positions.rank == 1:
-        positions = make("add", reshape(positions, [1]), spelled.count(dim(x, x.rank - 2)))  # type: ignore[operator]
+        positions = make("add", reshape(positions, [1]), pieces.count(dim(x, x.rank - 2)))  # type: ignore[operator]
     return make("gather", cos, positions, axis=0), make("gather", sin, positions, axis=0)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from runtime_ops.ops.pieces import count, hide
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 
@@ -20,11 +19,6 @@ def softplus(x: Expr) -> Expr:
     return make("add", make("relu", x), make("log", make("add", make("exp", low), number(1.0, x))))
 
 
-def count(length: Expr, start: int = 0) -> Expr:
-    """Return [start, start + 1, …] up to a length, which is a tensor of one element."""
-    return make("range", const(start), make("squeeze", length, axes=(0,)), const(1))
-
-
 def column(x: Expr) -> Expr:
     """Return [s] as [s 1]."""
     return make("unsqueeze", x, axes=(1,))
@@ -36,12 +30,7 @@ def causal(scores: Expr, q: Expr, k: Expr, past: Expr | None = None) -> Expr:
     rows = column(count(dim(q, last)))
     if past is not None:
         rows = make("add", rows, dim(past, last))
-    return kept(scores, make("le", count(dim(k, last)), rows))
-
-
-def kept(scores: Expr, keep: Expr) -> Expr:
-    """Return scores, -inf where ``keep`` is false."""
-    return make("where", keep, scores, const(-np.inf, scores.dtype))
+    return hide(scores, make("le", count(dim(k, last)), rows))
 
 
 def quotient(x: Expr, total: Expr) -> Expr:

@@ -10,14 +10,14 @@ _LOWEST = float(np.finfo(np.float32).min)
 _MOST_STEPS = 20
 
 
-def count(length: Expr) -> Expr:
-    """Return 0, 1, … up to a length that is given as a tensor of one element."""
-    return make("range", const(0), make("squeeze", length, axes=(0,)), const(1))
+def count(length: Expr, start: int = 0) -> Expr:
+    """Return [start, start + 1, …] up to a length that is given as a tensor of one element."""
+    return make("range", const(start), make("squeeze", length, axes=(0,)), const(1))
 
 
 def hide(scores: Expr, keep: Expr) -> Expr:
     """Return the scores where ``keep`` is true, -inf elsewhere."""
-    return make("where", keep, scores, const(-np.inf))
+    return make("where", keep, scores, const(-np.inf, scores.dtype))
 
 
 def weights(scores: Expr) -> Expr:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from runtime_ops.words import Expr, const, dim, make, reshape
@@ -28,6 +31,32 @@ def weights(scores: Expr) -> Expr:
     return make("div", exps, make("max", make("sum", exps, axes=(-1,), keepdims=True), const(1.0)))
 
 
+def causal(s: Expr, t: Expr, past_length: Expr | None) -> Expr:
+    """Return which key [.. t] each query [.. s 1] may see: key j if j <= i + past_length [b]."""
+    row = make("unsqueeze", count(s), axes=(0, 1, 3))
+    if past_length is not None:
+        row = make("add", row, reshape(past_length, [-1, 1, 1, 1]))
+    return make("le", count(t), row)
+
+
+def top(scores: Expr, k: int) -> Expr:
+    """Return weights that are zero outside the k best scores of each row."""
+    best = make("topk", scores, make("min", const([k]), dim(scores, 3)))
+    chosen = weights(make("pick", scores, best))
+    return make("scatter", make("expand", const(0.0), make("dim", scores)), best, chosen)
+
+
+def check_attributes(attrs: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with k, causal and softcap, or None."""
+    if attrs["k"] < 0:
+        return f"k is {attrs['k']}; it must be 0 (all keys) or more"
+    if attrs["causal"] not in (0, 1):
+        return f"causal is {attrs['causal']}; it must be 0 or 1"
+    if attrs["softcap"] < 0:
+        return f"softcap is {attrs['softcap']}; it must be 0 (none) or more"
+    return None
+
+
 def steps(length: Expr) -> int:
     """Return how many doublings reach a length; where it is not known, enough for a million."""
     number = length.number()
@@ -41,12 +70,17 @@ def ceiling(a: Expr, b: Expr) -> Expr:
 
 def scores(q: Expr, k: Expr, scale: float | None, softcap: float) -> Expr:
     """Return [b h s t] for q [b h s d] and k [b g t d], scaled (by 1/sqrt(d) if None) and capped."""
+    return scaled(grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), dim(q, 3), scale, softcap)
+
+
+def scaled(products: Expr, d: Expr, scale: float | None, softcap: float) -> Expr:
+    """Return scores from products of queries and keys: scaled (by 1/sqrt(d) if None) and capped."""
     if scale is None:
-        width = make("cast", dim(q, 3), to=np.dtype(np.float32))
+        width = make("cast", d, to=np.dtype(np.float32))
         factor = make("div", const(1.0), make("sqrt", width))
     else:
         factor = const(float(scale))
-    found = make("mul", grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), factor)
+    found = make("mul", products, factor)
     if softcap:
         cap = const(float(softcap))
         found = make("mul", make("tanh", make("div", found, cap)), cap)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime_ops.ops.pieces import count, grouped, hide, scores, weights
+from runtime_ops.ops.pieces import causal, check_attributes, grouped, hide, scores, top, weights
 from runtime_ops.spec import Attribute, Input, OpSpec, Sample
-from runtime_ops.words import Expr, const, dim, make, reshape
+from runtime_ops.words import Expr, dim, make
 
 
 def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Expr:
@@ -27,34 +27,8 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
     if inputs["key_mask"] is not None:
         logits = hide(logits, make("unsqueeze", inputs["key_mask"], axes=(1, 2)))
     if attrs["causal"]:
-        logits = hide(logits, _causal(q, k, inputs["past_length"]))
-    return grouped(_top(logits, attrs["k"]) if attrs["k"] else weights(logits), v)
-
-
-def _causal(q: Expr, k: Expr, past_length: Expr | None) -> Expr:
-    """Return which key [.. t] each query [.. s 1] may see."""
-    row = make("unsqueeze", count(dim(q, 2)), axes=(0, 1, 3))
-    if past_length is not None:
-        row = make("add", row, reshape(past_length, [-1, 1, 1, 1]))
-    return make("le", count(dim(k, 2)), row)
-
-
-def _top(scores: Expr, k: int) -> Expr:
-    """Return weights that are zero outside the k best scores of each row."""
-    best = make("topk", scores, make("min", const([k]), dim(scores, 3)))
-    chosen = weights(make("pick", scores, best))
-    return make("scatter", make("expand", const(0.0), make("dim", scores)), best, chosen)
-
-
-def check(attrs: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the attribute values, or None."""
-    if attrs["k"] < 0:
-        return f"k is {attrs['k']}; it must be 0 (all keys) or more"
-    if attrs["causal"] not in (0, 1):
-        return f"causal is {attrs['causal']}; it must be 0 or 1"
-    if attrs["softcap"] < 0:
-        return f"softcap is {attrs['softcap']}; it must be 0 (none) or more"
-    return None
+        logits = hide(logits, causal(dim(q, 2), dim(k, 2), inputs["past_length"]))
+    return grouped(top(logits, attrs["k"]) if attrs["k"] else weights(logits), v)
 
 
 def _sample(id: str, seed: int, *, b: int = 2, s: int = 5, t: int = 7, h: int = 4, g: int = 4, d: int = 16, e: int = 16,
@@ -137,6 +111,6 @@ TOPK_ATTENTION = OpSpec(
     output="b h s e",
     fixed="h g",
     reference=reference,
-    check=check,
+    check=check_attributes,
     samples=samples,
 )

@@ -70,6 +70,11 @@ def _common_type(site: AttentionSite) -> np.dtype[Any]:
     return types.pop() or np.dtype(np.float32) if len(types) == 1 else np.dtype(np.float32)
 
 
+def typed(expr: Expr | None, site: AttentionSite) -> Expr | None:
+    """Return a tensor in the type that the site computes in."""
+    return None if expr is None else _typed(expr, _common_type(site))
+
+
 def _typed(expr: Expr | None, dtype: np.dtype[Any]) -> Expr:
     assert expr is not None  # the reader only chose tensors that can be arranged
     # not "in (dtype, None)": numpy takes None for float64

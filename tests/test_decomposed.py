@@ -98,6 +98,13 @@ def test_without_a_mask_nothing_is_padded(tmp_path: Path) -> None:
         pipeline.score([1, 2], [[3, 4, 5], [6, 7]])
 
 
+def test_inputs_that_nobody_can_fill_are_refused(tmp_path: Path) -> None:
+    placed = export("bert", DYNAMO, tmp_path, inputs="text+places").path
+    rewriter.split(placed, 1, N, tmp_path / "split")
+    with pytest.raises(GraftError, match="look up embeddings by position_ids too"):
+        Pipeline(tmp_path / "split", tmp_path / "store")
+
+
 def test_stale_and_foreign_stores_are_refused(folder: Path, tmp_path: Path) -> None:
     Pipeline(folder, tmp_path / "store").store.close()
     rewriter.split(export("bert", DYNAMO, tmp_path).path, 1, N + 1, tmp_path / "other")

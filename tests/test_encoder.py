@@ -30,9 +30,9 @@ READ = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "modernbe
 DISENTANGLED = "a part of the scores besides q·kᵀ depends on the tokens"
 
 
-def export(name: str, exporter: Any, into: Path, **other: str) -> Exported:
+def export(name: str, exporter: Any, into: Path, **other: Any) -> Exported:
     """Return a family as an exporter writes it, with ``other`` fields of its row."""
-    family = replace(BY_NAME[name], **other)  # type: ignore[arg-type]
+    family = replace(BY_NAME[name], **other)
     case = Case(family=family, exporter=exporter, implementation=family.implementations[-1])
     done = exported(case, folder(into / "exports"))
     assert done.error is None

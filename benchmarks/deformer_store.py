@@ -122,9 +122,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         row = measure(args, Path(name))
     print(
-        f"killed with {row['left']:,} of {args.passages:,} passages in the store, the rest encoded on: "
-        f"{row['cpu_s']:.0f} s of CPU time\npeak memory {row['peak_mib']:.0f} MiB, {row['peak_of_32_mib']:.0f} MiB with 32 "
-        f"passages\n{row['bytes'] / 1e3:.1f} KB kept of each, read in {row['read_us']:.0f} µs, "
+        f"killed with {row['left']:,} of {args.passages:,} passages in the store; the rest took "
+        f"{row['cpu_s']:.0f} s of CPU time\n"
+        f"peak memory {row['peak_mib']:.0f} MiB, with 32 passages {row['peak_of_32_mib']:.0f} MiB\n"
+        f"{row['bytes'] / 1e3:.1f} KB kept of each, read in {row['read_us']:.0f} µs, "
         f"largest difference from what the encoder gives {row['worst_error']:.1e}"
     )
     if args.json:

@@ -87,6 +87,20 @@ class CombinerAttention(ctypes.Structure):
     ]
 
 
+class ExpandedAttention(ctypes.Structure):
+    """`graft_expanded_attention`."""
+
+    _fields_ = [
+        *((name, Tensor) for name in ("q", "memory", "w_k", "w_v", "b_v", "bias", "key_mask", "past_length")),
+        *((name, Tensor) for name in ("beam_index", "out")),
+        ("top_k", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("causal", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, _Task, ctypes.c_void_p)
 

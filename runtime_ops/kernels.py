@@ -23,8 +23,7 @@ from runtime_ops.abi import Array, LibraryError
 
 __all__ = [
     "LibraryError", "find_library", "kernels", "library_path", "load", "register", "run_combiner_attention",
-    "run_segment_attention",
-    "run_topk_attention", "run_topk_feed_forward", "session",
+    "run_expanded_attention", "run_segment_attention", "run_topk_attention", "run_topk_feed_forward", "session",
 ]  # fmt: skip
 
 _DISTRIBUTION = "attn-graft"
@@ -235,6 +234,39 @@ def run_combiner_attention(
     words = [word.encode() for word in (variant, pooling, region_logit)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
     _run("combiner_attention", abi.CombinerAttention(*views, *words, span, factor, causal), isa, threads)
+    return out
+
+
+def run_expanded_attention(
+    q: Array,
+    memory: Array,
+    w_k: Array,
+    w_v: Array,
+    b_v: Array | None = None,
+    bias: Array | None = None,
+    key_mask: Array | None = None,
+    past_length: Array | None = None,
+    beam_index: Array | None = None,
+    *,
+    k_top: int = 0,
+    scale: float | None = None,
+    causal: bool = False,
+    softcap: float = 0.0,
+    isa: str | None = None,
+    threads: int = 1,
+) -> Array:
+    """Attention to a memory whose keys and values are never made: queries go through `w_k`, results through `w_v`.
+
+    q [n h s d], memory [b t m], w_k [g d m], w_v [g e m], b_v [g e], bias right-aligned to [n h s t], key_mask bool
+    [b t], past_length int64 [b], beam_index int64 [n]; otherwise as `run_topk_attention`.
+    """
+    if (q.ndim, w_v.ndim) != (4, 3):
+        raise LibraryError(f"q and w_v have ranks {q.ndim} and {w_v.ndim}; allowed are 4 and 3.")
+    out = np.empty((*q.shape[:3], w_v.shape[1]), q.dtype)
+    given = [*map(abi.rows, (q, memory, w_k, w_v)), b_v, abi.aligned(bias, 4), key_mask]
+    views = [abi.view(x) for x in (*given, abi.aligned(past_length, 1), beam_index, out)]
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    _run("expanded_attention", abi.ExpandedAttention(*views, k_top, factor, softcap, causal, 0), isa, threads)
     return out
 
 

@@ -64,7 +64,7 @@ def expanded_attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind
     q, memory, w_k, w_v = (arrays[name].astype(kind) for name in ("q", "memory", "w_k", "w_v"))
     group = q.shape[1] // len(w_k)
     w_k, w_v = np.repeat(w_k, group, axis=0), np.repeat(w_v, group, axis=0)
-    same = {**per_row(arrays), "bias": arrays.get("bias"), "q": q @ w_k}
+    same = {**per_row(arrays), "q": q @ w_k}
     given = {**attrs, "scale": attrs.get("scale") or q.shape[3] ** -0.5}
     keys = memory[rows_read(arrays)][:, None]
     out = attention({**same, "k": keys, "v": keys}, given, kind) @ w_v.swapaxes(-1, -2)
@@ -75,10 +75,13 @@ def expanded_attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind
 
 
 def per_row(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what hides keys of the memory, for every row of the queries."""
+    """Return the bias, and what hides keys of the memory, for every row of the queries."""
     b, index = len(arrays["memory"]), rows_read(arrays)
     given = {name: arrays[name] for name in ("key_mask", "past_length") if arrays.get(name) is not None}
-    return {name: np.broadcast_to(x, (b, *x.shape[1:]))[index] for name, x in given.items()}
+    found = {name: np.broadcast_to(x, (b, *x.shape[1:]))[index] for name, x in given.items()}
+    bias, n = arrays.get("bias"), len(arrays["q"])
+    shared = bias is not None and bias.ndim == 4 and len(bias) not in (1, n)
+    return {**found, "bias": np.repeat(bias, n // b, axis=0) if shared else bias}
 
 
 def rows_read(arrays: Mapping[str, Any]) -> np.ndarray:

@@ -31,7 +31,7 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
     products = read.times(expanded, make("transpose", read.memory, perm=(0, 2, 1)))
     logits = scaled(products, dim(q, 3), attrs["scale"], attrs["softcap"])
     if inputs["bias"] is not None:
-        logits = make("add", logits, inputs["bias"])
+        logits = _biased(logits, inputs["bias"])
     if inputs["key_mask"] is not None:
         logits = hide(logits, make("unsqueeze", read.rows(inputs["key_mask"], [dim(memory, 1)]), axes=(1, 2)))
     if attrs["causal"]:
@@ -41,6 +41,16 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
     gathered = read.times(found, read.memory)
     out = grouped(gathered, make("unsqueeze", make("transpose", w_v, perm=(0, 2, 1)), axes=(0,)))
     return out if inputs["b_v"] is None else make("add", out, _value_bias(read, q, inputs["b_v"], found))
+
+
+def _biased(logits: Expr, bias: Expr) -> Expr:
+    """Return scores [n h s t] plus a bias, whose first axis may be that of the memory: then beams share it."""
+    if bias.rank != 4:
+        return make("add", logits, bias)
+    rows = dim(bias, 0)
+    beams = make("div", dim(logits, 0), make("max", rows, const([1])))
+    split = reshape(logits, [rows, beams, *(dim(logits, i) for i in (1, 2, 3))])
+    return reshape(make("add", split, make("unsqueeze", bias, axes=(1,))), [dim(logits, i) for i in range(4)])
 
 
 class _Reading:
@@ -119,12 +129,14 @@ def samples() -> Sequence[Sample]:
         ("wide-memory", {"d": 16, "e": 16, "m": 200, "t": 140, "s": 2, "beams": 4}),
         ("long-odd", {"s": 67, "t": 131, "b": 1, "h": 2, "g": 2}),
         ("long-odd-top", {"s": 67, "t": 131, "b": 1, "h": 2, "g": 2, "k": 9}),
+        ("long-grouped-causal", {"s": 40, "t": 50, "g": 2, "causal": 1, "past_length": [10, -3], "value_bias": True}),
+        ("many-beams", {"b": 1, "beams": 20, "s": 2, "h": 2, "g": 1, "m": 70, "value_bias": True}),
         ("one-query-one-head", {"s": 1, "h": 1, "g": 1, "b": 1}),
         ("one-key", {"t": 1, "k": 3}),
         ("no-keys", {"t": 0, "value_bias": True}),
         ("no-queries", {"s": 0}),
         ("scale-and-cap", {"scale": 0.5, "softcap": 5.0, "size": 3.0}),
-        ("huge-logits", {"size": 30.0}),
+        ("huge-logits", {"size": 30.0, "s": 16, "t": 33, "b": 3}),
         ("top-2-large-logits", {"size": 10.0, "k": 2, "value_bias": True}),
         ("k-over-t", {"k": 100, "beams": 2}),
         ("causal", {"s": 7, "causal": 1}),
@@ -135,6 +147,9 @@ def samples() -> Sequence[Sample]:
         ("key-mask-none", {"key_mask": none, "beams": 2, "value_bias": True}),
         ("bias-full", {"bias": normal((4, 4, 3, 7)).astype(f), "beams": 2, "k": 4}),
         ("bias-head", {"bias": normal((1, 4, 3, 7)).astype(f), "beams": 2}),
+        ("bias-shared-by-beams", {"bias": normal((2, 1, 1, 7)).astype(f), "beams": 2}),
+        ("bias-shared-by-beams-head", {"bias": normal((2, 4, 1, 7)).astype(f), "beams": 3}),
+        ("bias-beam-index", {"bias": normal((4, 1, 3, 7)).astype(f), "beams": 2, "beam_index": [1, 1, 0, 1]}),
         ("bias-row", {"bias": normal((4, 1, 1, 7)).astype(f), "beams": 2}),
         ("bias-rank-1", {"bias": normal(7).astype(f), "k": 2}),
         ("bias-finite-fill", {"bias": fill, "beams": 2}),

@@ -53,9 +53,9 @@ class Texts:
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
 
 
-def resident() -> float:
-    """Return the highest resident memory of this process in MiB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+def resident(key: str) -> float:
+    """Read a memory figure of this process in MiB, such as VmHWM, the highest resident memory so far."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:"))
     return int(line.split()[1]) / 1024
 
 
@@ -85,7 +85,7 @@ def answer(target: Path, args: argparse.Namespace) -> None:
         Pipeline(target, target.with_name("store"), threads=args.threads).score(texts.question, [texts.passage])
     else:
         open_session(target, threads=args.threads).run(None, texts.whole())
-    print(resident())
+    print(resident("VmHWM"))
 
 
 def measure(model: Path, layers: int, args: argparse.Namespace, folder: Path) -> Row:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import signal
 import subprocess
@@ -25,8 +24,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from deformer import resident
 from deformer_graph import VOCABULARY, bert
+from measuring import resident, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewriter
@@ -132,10 +131,7 @@ def main() -> None:
         f"{row['bytes'] / 1e3:.1f} KB kept of each, read in {row['read_us']:.0f} µs, "
         f"largest difference from what the encoder gives {row['worst_error']:.1e}"
     )
-    if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "fill")}
-        args.json.write_text(json.dumps({**machine, "settings": settings, **row}, indent=1) + "\n")
+    save(args, onnxruntime, **row)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """English text for the examples: 206 Wikipedia articles, which a package of the index carries for its own tests.
 
-    pip install --no-deps gensim==4.4.0
+pip install --no-deps gensim==4.4.0
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Questions and passages for the example: one right passage for each question, and wrong ones that are close.
 
-From Wikipedia's articles a question is a sentence, its passage the rest of its paragraph (the inverse cloze task). A file
-in SQuAD's format has questions that people asked.
+From Wikipedia's articles a question is a sentence, its passage the rest of its paragraph (the inverse cloze task). A
+file in SQuAD's format has questions that people asked.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ namespace graft {
 
 struct TopKAttentionNode {
   int64_t k, causal;
-  float scale, softcap;
-  bool scaled;  // else scale is 1 / sqrt(d)
+  Scale scale;
+  float softcap;
 };
 
 // Inputs, output and attributes of one run; the output is made here.

@@ -26,7 +26,12 @@ Told = tuple[tuple[Dim, ...] | None, "np.dtype[Any] | None"]
 _KNOWN_LIMIT = 1024  # elements; larger weights are never looked into
 _HOMES = (torch, torch.nn.functional, operator, math, builtins, torch.Tensor, torch._C._nn)
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "iand": "and_", "ior": "or_"}
-_OPS = {"log_softmax": "LogSoftmax", "_log_softmax": "LogSoftmax", "softmax": "Softmax"}
+_OPS = {
+    **dict.fromkeys(("log_softmax", "_log_softmax"), "LogSoftmax"),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), "LayerNormalization"),
+    **dict.fromkeys(("rms_norm", "_fused_rms_norm"), "RMSNormalization"),
+    "softmax": "Softmax",
+}
 ACTIVE_DROPOUT = "a dropout that is switched on (call .eval() on the module first)"
 _MALFORMED = (ValueError, IndexError, TypeError, ZeroDivisionError, AttributeError, KeyError)
 

@@ -35,6 +35,16 @@ def _flatten(module: Any, fetch: Fetch, x: Expr) -> Any:
     return READ["flatten"](x, module.start_dim, module.end_dim)
 
 
+def _norm(op: str) -> Call:
+    """Return the row of a norm with a weight, which is said in no words."""
+
+    def row(module: Any, fetch: Fetch, x: Expr) -> Any:
+        weight = fetch("weight")
+        return None if weight is None else Expr("opaque", (x, weight), {"op": op, "why": None}, x.shape, x.dtype)
+
+    return row
+
+
 MODULES: dict[type, Call] = {
     nn.Linear: _linear,
     nn.modules.linear.NonDynamicallyQuantizableLinear: _linear,
@@ -51,6 +61,8 @@ MODULES: dict[type, Call] = {
     nn.Sigmoid: _plain("sigmoid"),
     nn.Tanh: _plain("tanh"),
     nn.Softplus: _plain("softplus", "beta", "threshold"),
+    nn.LayerNorm: _norm("LayerNormalization"),
+    nn.RMSNorm: _norm("RMSNormalization"),
 }
 # Modules whose result has the shape of their input.
 SAME_SHAPE: tuple[type, ...] = (

@@ -212,6 +212,7 @@ class EncoderSite:
         cuts: the hidden states [b t m] after layer 1, 2, …, as far as tokens are proved to meet in attention only.
         stopped: why there are fewer cuts than layers.
         lookups: the embeddings that are looked up by what the model is given.
+        tables: the inputs that choose embeddings themselves, by name, with the rows of the largest table of each.
         given: integer inputs [b t] of the model by name.
         node: the node of the first layer's result.
         steps: how it was read.
@@ -223,6 +224,7 @@ class EncoderSite:
     stopped: str | None
     model_width: Dim | None
     lookups: Sequence[Expr] = field(compare=False)
+    tables: Mapping[str, int] = field(compare=False)
     given: Mapping[str, Expr] = field(compare=False)
     node: Any = field(compare=False)
     steps: Sequence[Step] = field(compare=False, default=())
@@ -234,6 +236,11 @@ class EncoderSite:
         """The encoder in words."""
         proved = "" if len(self.cuts) == len(self.layers) else f", {len(self.cuts)} of them token by token"
         return f"{len(self.layers)} layers over [b t m]{proved}"
+
+    @property
+    def words(self) -> str | None:
+        """The input that chooses from the largest table: the words."""
+        return max(self.tables, key=lambda name: self.tables[name], default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,8 @@ def _dense(grads: Gradients, grad: Tensor, at: Chunk) -> None:
 def _sparse(grads: Gradients, grad: Tensor, keys: Tensor, at: Chunk) -> None:
     p, r = grads.p, keys.shape[2]
     grads.add_mean(grad, (keys < 0).all(-1), at)
-    keys = keys[..., : at.keys]  # as wide as in the forward pass, for dropout
+    if p.dropout:
+        keys = keys[..., : at.keys]  # as wide as in the forward pass, which had the same chunks
     lookup = Lookup(keys.flatten(2, 3), at.keys)
     queries, d_out, table = p.rows(p.q, at), p.rows(grad, at), p.table(p.k, at)
     x, slope = p.capped(lookup.dots(queries * p.scale, table).unflatten(2, (r, -1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ READ = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "modernbe
 DISENTANGLED = "a part of the scores besides q·kᵀ depends on the tokens"
 
 
-def export(name: str, exporter: Any, into: Path) -> Exported:
-    family = BY_NAME[name]
+def export(name: str, exporter: Any, into: Path, **other: Any) -> Exported:
+    """Return a family as an exporter writes it, with ``other`` fields of its row."""
+    family = replace(BY_NAME[name], **other)
     case = Case(family=family, exporter=exporter, implementation=family.implementations[-1])
     done = exported(case, folder(into / "exports"))
     assert done.error is None

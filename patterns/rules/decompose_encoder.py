@@ -77,22 +77,7 @@ def _float(x: Expr) -> Expr:
 
 
 def _ids(site: EncoderSite) -> Expr | None:
-    """Return the input whose values choose from the largest table: the words."""
-    inputs = {id(e): e for e in site.given.values()}
-    found = [e for e in site.lookups if id(_index(e)) in inputs]
-    return _index(max(found, key=_rows)) if found else None
-
-
-def _rows(lookup: Expr) -> int:
-    table = lookup.args[0].shape
-    return table[0] if table and isinstance(table[0], int) else 0
-
-
-def _index(lookup: Expr) -> Expr:
-    index = lookup.args[1]
-    while index.word == "cast":
-        index = index.args[0]
-    return index
+    return site.given.get(site.words) if site.words is not None else None
 
 
 RULE = Rule(

@@ -17,7 +17,7 @@ from rewriter import layout
 from rewriter.plan import Keeps, Option, Plan, Rule
 from runtime_ops.dims import Dim
 from runtime_ops.ops import OPS
-from runtime_ops.words import Expr, dim, make, reshape
+from runtime_ops.words import Expr, dim, make
 
 _OP = OPS["ExpandedAttention"]
 
@@ -90,10 +90,8 @@ def _plan(site: AttentionSite, given: Mapping[str, Any]) -> Plan:
         "key_mask": site.keys,
     }
     typed = {name: x if name in ("bias", "key_mask") else attention_call.typed(x, site) for name, x in inputs.items()}
-    if site.causal is not None and site.causal.offset != 0:
-        typed["past_length"] = reshape(site.causal.value, [1])
-    numbers = attention_call.numbers(site)
-    attrs = {**numbers, "scale": numbers["scale"] * keys.factor, "causal": int(site.causal is not None)}
+    typed["past_length"] = attention_call.past_length(site)
+    attrs = {**attention_call.numbers(site), **attention_call.flags(site), "scale": site.scale * keys.factor}
     return Plan(values=attention_call.result(site, _OP.call(typed, attrs)))
 
 

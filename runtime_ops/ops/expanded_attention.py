@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime_ops.ops.pieces import causal, check_attributes, grouped, hide, scaled, top, weights
-from runtime_ops.spec import Attribute, Input, OpSpec, Sample
+from runtime_ops.ops.pieces import grouped, hide, scaled
+from runtime_ops.ops.topk_attention import ATTRIBUTES, check, chosen, hide_far
+from runtime_ops.spec import Input, OpSpec, Sample
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 
@@ -34,10 +35,8 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
         logits = _biased(logits, inputs["bias"])
     if inputs["key_mask"] is not None:
         logits = hide(logits, make("unsqueeze", read.rows(inputs["key_mask"], [dim(memory, 1)]), axes=(1, 2)))
-    if attrs["causal"]:
-        past = inputs["past_length"]
-        logits = hide(logits, causal(dim(q, 2), dim(memory, 1), None if past is None else read.rows(past, [])))
-    found = top(logits, attrs["k"]) if attrs["k"] else weights(logits)
+    past = inputs["past_length"]
+    found = chosen(hide_far(logits, None if past is None else read.rows(past, []), attrs), attrs)
     gathered = read.times(found, read.memory)
     out = grouped(gathered, make("unsqueeze", make("transpose", w_v, perm=(0, 2, 1)), axes=(0,)))
     return out if inputs["b_v"] is None else make("add", out, _value_bias(read, q, inputs["b_v"], found))
@@ -145,10 +144,15 @@ def samples() -> Sequence[Sample]:
         ("key-mask", {"key_mask": ragged, "beams": 2}),
         ("key-mask-shared", {"key_mask": ragged[1:], "beams": 2, "k": 2}),
         ("key-mask-none", {"key_mask": none, "beams": 2, "value_bias": True}),
+        ("window", {"s": 7, "causal": 1, "window": 3, "beams": 2}),
+        ("window-both-sides-past", {"window": 2, "past_length": [2, 9], "value_bias": True}),
+        ("no-key-mean", {"key_mask": none, "beams": 2, "value_bias": True, "no_key": "mean"}),
+        ("no-key-mean-top", {"causal": 1, "past_length": [-2], "value_bias": True, "no_key": "mean", "k": 2}),
         ("bias-full", {"bias": normal((4, 4, 3, 7)).astype(f), "beams": 2, "k": 4}),
         ("bias-head", {"bias": normal((1, 4, 3, 7)).astype(f), "beams": 2}),
         ("bias-shared-by-beams", {"bias": normal((2, 1, 1, 7)).astype(f), "beams": 2}),
         ("bias-shared-by-beams-head", {"bias": normal((2, 4, 1, 7)).astype(f), "beams": 3}),
+        ("bias-same-for-beams", {"bias": np.repeat(normal((2, 1, 1, 7)), 3, axis=0).astype(f), "beams": 3}),
         ("bias-beam-index", {"bias": normal((4, 1, 3, 7)).astype(f), "beams": 2, "beam_index": [1, 1, 0, 1]}),
         ("bias-row", {"bias": normal((4, 1, 1, 7)).astype(f), "beams": 2}),
         ("bias-rank-1", {"bias": normal(7).astype(f), "k": 2}),
@@ -174,15 +178,10 @@ EXPANDED_ATTENTION = OpSpec(
         Input(name="past_length", layout="b", kind="int64", optional=True),
         Input(name="beam_index", layout="n", kind="int64", optional=True),
     ),
-    attributes=(
-        Attribute(name="k", kind=int, default=0, doc="keys that each query attends to; 0: all, which is exact"),
-        Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
-        Attribute(name="causal", kind=int, default=0, doc="1: key j is visible to query i if j <= i + past_length"),
-        Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
-    ),
+    attributes=ATTRIBUTES,
     output="n h s e",
     fixed="h g",
     reference=reference,
-    check=check_attributes,
+    check=check,
     samples=samples,
 )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from runtime_ops.words import Expr, const, dim, make, reshape
@@ -31,30 +28,11 @@ def weights(scores: Expr) -> Expr:
     return make("div", exps, make("max", make("sum", exps, axes=(-1,), keepdims=True), const(1.0)))
 
 
-def causal(s: Expr, t: Expr, past_length: Expr | None) -> Expr:
-    """Return which key [.. t] each query [.. s 1] may see: key j if j <= i + past_length [b]."""
-    row = make("unsqueeze", count(s), axes=(0, 1, 3))
-    if past_length is not None:
-        row = make("add", row, reshape(past_length, [-1, 1, 1, 1]))
-    return make("le", count(t), row)
-
-
-def top(scores: Expr, k: int) -> Expr:
-    """Return weights that are zero outside the k best scores of each row."""
-    best = make("topk", scores, make("min", const([k]), dim(scores, 3)))
-    chosen = weights(make("pick", scores, best))
-    return make("scatter", make("expand", const(0.0), make("dim", scores)), best, chosen)
-
-
-def check_attributes(attrs: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with k, causal and softcap, or None."""
-    if attrs["k"] < 0:
-        return f"k is {attrs['k']}; it must be 0 (all keys) or more"
-    if attrs["causal"] not in (0, 1):
-        return f"causal is {attrs['causal']}; it must be 0 or 1"
-    if attrs["softcap"] < 0:
-        return f"softcap is {attrs['softcap']}; it must be 0 (none) or more"
-    return None
+def level(weights: Expr) -> Expr:
+    """Return the weights, and equal ones in rows that have none."""
+    count = make("max", make("cast", dim(weights, 3), to=np.dtype(np.float32)), const(1.0))
+    none = make("eq", make("sum", weights, axes=(-1,), keepdims=True), const(0.0))
+    return make("where", none, make("div", const(1.0), count), weights)
 
 
 def steps(length: Expr) -> int:

@@ -1,6 +1,6 @@
 // ai.graft::ExpandedAttention as an ONNX Runtime operator on the CPU: types, shape inference, and its kernel, which goes
 // from a node's attributes and tensors to the plain C interface.
-#include "../ort_call.h"
+#include "../topk_attention/ort.h"
 
 namespace graft {
 namespace {
@@ -10,11 +10,7 @@ constexpr size_t kInputs = 9, kRequired = 4;
 constexpr const char* kNames[kInputs] = {"q",        "memory",      "w_k",       "w_v", "b_v", "bias",
                                          "key_mask", "past_length", "beam_index"};
 
-struct Node {
-  Scale scale;
-  float softcap;
-  int64_t k = 0, causal = 0;
-};
+using Node = TopKAttentionNode;  // it has the same attributes
 
 // A bias may be of any type: it stays open.
 int input_type(size_t i, int dtype) {
@@ -36,14 +32,7 @@ OrtStatus* infer(const OrtCustomOp*, OrtShapeInferContext* context) {
 }
 
 OrtStatus* create(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-  return guarded(kName, [&] {
-    Node a{read_scale(info), read_softcap(info)};
-    read_attribute(info, "k", &a.k);
-    read_attribute(info, "causal", &a.causal);
-    if (a.k < 0) refuse_attribute("k", std::to_string(a.k), "0 (every key) or more");
-    if (a.causal != 0 && a.causal != 1) refuse_attribute("causal", std::to_string(a.causal), "0 or 1");
-    *kernel = new Node(a);
-  });
+  return guarded(kName, [&] { *kernel = new Node(read_node(info)); });
 }
 
 void destroy(void* kernel) { delete static_cast<Node*>(kernel); }
@@ -70,6 +59,7 @@ OrtStatus* run_node(void* kernel, OrtKernelContext* context) {
     align("past_length", 1, &args.past_length);
     add_output(context, &args);
     args.top_k = a.k, args.causal = static_cast<int32_t>(a.causal);
+    args.window = a.window, args.no_key = a.no_key;
     args.softcap = a.softcap, args.scale = scale_for(a.scale, args.q);
     SessionPool session(context);
     finish(session, graft_run_expanded_attention(&args, nullptr, &session.pool));

@@ -16,6 +16,7 @@ namespace graft {
 namespace {
 
 constexpr int64_t kPart = int64_t{1} << 22;  // expanded queries that exist at one time
+constexpr int64_t kFar = int64_t{1} << 59;   // pasts beyond it change nothing, and nothing overflows
 constexpr int64_t kBlock = 64;               // rows for which a tile of the memory is read
 
 // Rows of q that read adjacent rows of the memory, the same number each.
@@ -36,12 +37,28 @@ bool by_row(const Expanded& p) {
   return p.args.bias.shape[0] == p.n && (p.n != p.b || p.args.beam_index.data != nullptr);
 }
 
-// Whether the bias of all heads of all beams lies at equal distances.
-bool folds(const Expanded& p, int64_t beams) {
+// Whether the bias of all beams is the same and depends on the key alone, as the mask of a sentence does.
+bool repeats(const Expanded& p, const Group& group) {
   const graft_tensor& x = p.args.bias;
-  if (x.data == nullptr || beams == 1) return true;
+  if (x.strides[1] != 0 || x.strides[2] != 0) return false;
+  const auto at = [&](int64_t row, int64_t key) {
+    return widen1(x.data, x.dtype, (group.row + row) * x.strides[0] + key * x.strides[3]);
+  };
+  for (int64_t row = 0; row < group.batches * group.beams; ++row) {
+    const int64_t first = row - row % group.beams;
+    for (int64_t j = 0; row != first && j < p.t; ++j) {
+      if (at(row, j) != at(first, j)) return false;
+    }
+  }
+  return true;
+}
+
+// Whether the bias of all heads of all beams lies at equal distances.
+bool folds(const Expanded& p, const Group& group) {
+  const graft_tensor& x = p.args.bias;
+  if (x.data == nullptr || group.beams == 1) return true;
   const int64_t beam = by_row(p) ? x.strides[0] : 0;
-  return p.h == 1 || beam == p.h * x.strides[1];
+  return p.h == 1 || beam == p.h * x.strides[1] || (beam != 0 && repeats(p, group));
 }
 
 std::vector<Group> groups_of(const Expanded& p) {
@@ -56,7 +73,7 @@ std::vector<Group> groups_of(const Expanded& p) {
   }
   std::vector<Group> whole;
   for (const Group& x : groups) {
-    if (folds(p, x.beams)) {
+    if (folds(p, x)) {
       whole.push_back(x);
       continue;
     }
@@ -109,9 +126,10 @@ class Run {
     plan.problem.block_rows = block_rows(plan.problem);
     error = kernel_.attend(plan.problem);
     if (error != nullptr) return error;
-    const bool biased = p_.args.b_v.data != nullptr;
-    if (biased) find_seen(plan.problem);
-    return kernel_.multiply({found, p_.args.w_v, out, true, biased ? &p_.args.b_v : nullptr, seen_.data(), p_.pool});
+    const bool biased = p_.args.b_v.data != nullptr, some = p_.args.no_key == GRAFT_NO_KEY_ZERO || p_.t == 0;
+    if (biased && some) find_seen(plan.problem);
+    const uint8_t* seen = some ? seen_.data() : nullptr;
+    return kernel_.multiply({found, p_.args.w_v, out, true, biased ? &p_.args.b_v : nullptr, seen, p_.pool});
   }
 
   // [rows h s m] of the numbers that are made on the way.
@@ -133,7 +151,8 @@ class Run {
     a.bias = folded_bias(p_, group_), a.key_mask = p_.args.key_mask;
     cut(&a.bias, 2, first, s), cut(&a.key_mask, 0, group_.memory, batches);
     a.top_k = p_.args.top_k, a.scale = p_.args.scale, a.softcap = p_.args.softcap, a.causal = p_.args.causal;
-    if (a.causal) set_past(first, &a);
+    a.window = p_.args.window, a.no_key = p_.args.no_key;
+    if (a.causal || a.window > 0) set_past(first, &a);
     return a;
   }
 
@@ -142,7 +161,7 @@ class Run {
     past_.assign(static_cast<size_t>(group_.batches), first);
     for (int64_t i = 0; x.data != nullptr && i < group_.batches; ++i) {
       const int64_t past = static_cast<const int64_t*>(x.data)[(group_.memory + i) * x.strides[0]];
-      past_[static_cast<size_t>(i)] += std::max(-p_.s, std::min(past, p_.t));  // beyond these nothing changes
+      past_[static_cast<size_t>(i)] += std::max(-kFar, std::min(past, kFar));
     }
     a->past_length = {past_.data(), GRAFT_I64, 1, {group_.batches}, {1}};
   }
@@ -166,9 +185,14 @@ class Run {
 
   static bool sees(const Problem& p, int64_t b, int64_t h, int64_t s) {
     const graft_tensor &bias = p.args.bias, &mask = p.args.key_mask, &past = p.args.past_length;
-    int64_t end = p.t;
-    if (p.args.causal) end = std::min(end, s + 1 + static_cast<const int64_t*>(past.data)[b * past.strides[0]]);
-    for (int64_t j = 0; j < end; ++j) {
+    int64_t first = 0, end = p.t;
+    if (p.args.causal || p.args.window > 0) {
+      const int64_t place = s + static_cast<const int64_t*>(past.data)[b * past.strides[0]];
+      const int64_t width = p.args.window > 0 ? std::min(p.args.window, kFar) : kFar;
+      end = std::min(end, p.args.causal ? place + 1 : place + width);
+      first = p.args.window > 0 ? std::max<int64_t>(0, place - width + 1) : 0;
+    }
+    for (int64_t j = first; j < end; ++j) {
       const char* visible = static_cast<const char*>(mask.data);
       if (visible != nullptr && visible[b * mask.strides[0] + j * mask.strides[1]] == 0) continue;
       const int64_t at = b * bias.strides[0] + h * bias.strides[1] + s * bias.strides[2] + j * bias.strides[3];

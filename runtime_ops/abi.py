@@ -138,6 +138,20 @@ def aligned(array: Array | None, rank: int) -> Array | None:
     return None if array is None else array[(np.newaxis,) * (rank - array.ndim)]
 
 
+def matrices(*given: Array) -> list[Array]:
+    """Return q, k and v with contiguous last axes."""
+    if any(x.ndim != 4 for x in given):
+        q, k, v = (x.ndim for x in given)
+        raise LibraryError(f"q, k and v have ranks {q}, {k} and {v}; allowed is 4.")
+    return [rows(x) for x in given]
+
+
+def attended(q: Array, k: Array, v: Array) -> Array:
+    """Return a place for the result [b h s e]."""
+    b = max(x.shape[0] for x in (q, k, v)) if q.size and k.size else q.shape[0]
+    return np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
+
+
 def _make_pool(executor: ThreadPoolExecutor, threads: int) -> _Pool:
     """Make a pool over Python threads: ctypes releases the interpreter lock while the library computes."""
 

@@ -126,9 +126,9 @@ def run_topk_attention(
     int64, a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. The other arguments: those of
     `ai.graft::TopKAttention`. `isa` forces a kernel; `threads` are Python threads, started for the call.
     """
-    q, k, v = _matrices(q, k, v)
+    q, k, v = abi.matrices(q, k, v)
     past = None if past_length is None else np.asarray(past_length, np.int64)
-    out = _attended(q, k, v)
+    out = abi.attended(q, k, v)
     inputs = (q, k, v, abi.aligned(bias, 4), key_mask, abi.aligned(past, 1))
     views = [abi.view(array) for array in (*inputs, out)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
@@ -155,26 +155,12 @@ def run_segment_attention(
     q [b h t d], k [b g t d], v [b g t e], segments int64 [b t], bias right-aligned to [b h t t], key_mask bool
     [b t]; otherwise as `run_topk_attention`.
     """
-    q, k, v = _matrices(q, k, v)
-    out = _attended(q, k, v)
+    q, k, v = abi.matrices(q, k, v)
+    out = abi.attended(q, k, v)
     views = [abi.view(array) for array in (q, k, v, segments, abi.aligned(bias, 4), key_mask, out)]
     args = abi.SegmentAttention(*views, q.shape[3] ** -0.5 if scale is None else scale, softcap)
     _run("segment_attention", args, isa, threads)
     return out
-
-
-def _matrices(*given: Array) -> list[Array]:
-    """Return q, k and v with contiguous last axes."""
-    if any(x.ndim != 4 for x in given):
-        q, k, v = (x.ndim for x in given)
-        raise LibraryError(f"q, k and v have ranks {q}, {k} and {v}; allowed is 4.")
-    return [abi.rows(x) for x in given]
-
-
-def _attended(q: Array, k: Array, v: Array) -> Array:
-    """Return a place for the result [b h s e]."""
-    b = max(x.shape[0] for x in (q, k, v)) if q.size and k.size else q.shape[0]
-    return np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
 
 
 def run_topk_feed_forward(
@@ -231,7 +217,7 @@ def run_combiner_attention(
     The other arguments: those of `ai.graft::CombinerAttention`. `isa` forces a kernel; `threads` are Python
     threads, started for the call.
     """
-    q, k, v = _matrices(q, k, v)
+    q, k, v = abi.matrices(q, k, v)
     b = next((x.shape[0] for x in (q, k, v) if x.shape[0] != 1), 1)
     out = np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
     views = [abi.view(array) for array in (q, k, v, key_mask, out)]

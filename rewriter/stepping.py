@@ -46,6 +46,10 @@ class Decoder:
         self.state.update({state.past: out.pop(state.later) for state in self.kept if state.later is not None})
         return out
 
+    def spread(self, beams: int) -> None:
+        """Give every row of the state to so many beams, side by side."""
+        self.state = {name: np.repeat(x, beams, axis=0) for name, x in self.state.items()}
+
     def reorder(self, beams: np.ndarray) -> None:
         """Let each row go on from another one's state, as beam search does."""
         self.state.update({s.past: self.state[s.past][beams] for s in self.kept if s.later is not None})

@@ -7,6 +7,7 @@ from typing import Any
 from rewriter import registry
 from rewriter.errors import GraftError
 from rewriter.host import InputsLike, ModelLike, open_host
+from rewriter.plan import Rule
 from rewriter.reading import Reading
 from rewriter.report import DeclineRow, ShowReport, SiteRow, Story, WhyReport
 from runtime_ops.dims import Dim, vague
@@ -98,11 +99,17 @@ def _declines(reading: Reading) -> list[Story]:
     ]
 
 
+def _answer(rule: Rule, site: Any) -> str:
+    """Return why a rule does not apply to a site, or that it does and what it warns of."""
+    warning = rule.warns(site, rule.given)
+    return rule.why_not(site, rule.given) or ("applies" if warning is None else f"applies; {warning}")
+
+
 def _sites(reading: Reading) -> list[Story]:
     rules = [rule.tried() for rule in registry.rules().values()]
     stories = []
     for name, site in reading.sites.items():
-        said = {rule.name: rule.why_not(site, rule.given) or "applies" for rule in rules if rule.on == site.kind}
+        said = {rule.name: _answer(rule, site) for rule in rules if rule.on == site.kind}
         stories.append(
             Story(
                 id=name,

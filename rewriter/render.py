@@ -166,9 +166,10 @@ def _apply(report: ApplyReport) -> Iterable[RenderableType]:
         yield _sites(report.kernels, report.verify)
     if report.verify:
         yield from _check(report.verify)
-    if report.declined:
-        yield "\nnot rewritten:"
-        yield from (_indented(f"{row.site}, {row.rule}: {row.reason}", 2) for row in report.declined)
+    warned = [f"{', '.join(row.sites)}: {row.rule}: {row.warning}" for row in report.warnings]
+    left = [f"{row.site}, {row.rule}: {row.reason}" for row in report.declined]
+    for head, lines in (("warnings", warned), ("not rewritten", left)):
+        yield from [f"\n{head}:"] * bool(lines) + [_indented(line, 2) for line in lines]
 
 
 def _sites(kernels: Mapping[str, str], check: ApplyCheck | None) -> Table:

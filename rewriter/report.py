@@ -101,7 +101,7 @@ class Story(Report):
     anchor: str
     outcome: str  # "attention" or the decline's reason
     steps: Sequence[Step]
-    rules: Mapping[str, str]  # rule name: "applies" or the reason why not
+    rules: Mapping[str, str]  # rule name: "applies", with what it warns of, or the reason why not
     around: Mapping[str, str] = field(default_factory=dict)  # "rope", "qk norm", "cache", "q", "k", "v": in words
 
 
@@ -144,6 +144,15 @@ class Refusal(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Caution(Report):
+    """What a user should know of sites that a rule was applied to."""
+
+    sites: Sequence[str]
+    rule: str
+    warning: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteError(Report):
     """A site's own check: relative L2 errors against fp64."""
 
@@ -175,6 +184,7 @@ class ApplyReport(Report):
     kernels: Mapping[str, str]  # site: kernel name, or "function body"
     output: str | None
     verify: ApplyCheck | None
+    warnings: Sequence[Caution] = ()
     plan: Sequence[str] = field(default=())  # one line per rewritten site, for --dry-run and people
     result: Any = field(default=None, repr=False, metadata={"json": False})  # the rewritten model, for Python
 

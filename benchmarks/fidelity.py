@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import fidelity_page
-from fidelity_models import read_texts
 from fidelity_sections import SECTIONS, Lab
+from fidelity_setup import Setup, read_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fidelity.json"
@@ -33,8 +33,8 @@ def measured(names: list[str], lab: Lab) -> dict[str, Any]:
     for name in names:
         rows = list(SECTIONS[name](lab))
         found[name] = {
-            "quick": lab.quick,
-            "texts": lab.texts.about,
+            "quick": lab.setup.quick,
+            "texts": lab.setup.texts.about,
             "about": {model: lab.about[model] for model in {row.get("model"): None for row in rows} if model},
             "machine": platform.machine(),
             "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer texts and settings: some minutes")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to measure")
     parser.add_argument("--keep", type=Path, help="folder for the exported models, to use them again")
+    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: its choice")
     parser.add_argument("--json", type=Path, default=RESULTS, help="results to complete, and to write the page from")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page and its plots")
     parser.add_argument("--page", action="store_true", help="write the page from the results, measure nothing")
@@ -64,7 +65,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="fidelity-") as scratch:
             folder = args.keep or Path(scratch)
             folder.mkdir(parents=True, exist_ok=True)
-            lab = Lab(folder=folder, texts=read_texts(args.data), quick=args.quick)
+            setup = Setup(folder=folder, texts=read_texts(args.data), quick=args.quick, threads=args.threads)
+            lab = Lab(setup=setup)
             for name in args.only:
                 results.update(measured([name], lab))
                 args.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")

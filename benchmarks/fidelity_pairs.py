@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from fidelity_export import Array, sentence_encoder, sentence_tokenizer
-from fidelity_models import Sentences, Texts, cosines, opened, version
+from fidelity_models import Sentences, cosines, version
+from fidelity_setup import Setup
 
 import rewriter
 from rewriter.decomposed import Pipeline
@@ -18,16 +19,15 @@ LONGEST = 24  # tokens of a question, with what begins and ends it
 class Pairs:
     """MiniLM on [CLS] question [SEP] paragraph [SEP]: hidden states, and where in the paragraph the question is met."""
 
-    def __init__(self, folder: Path, texts: Texts, quick: bool) -> None:
-        self.name, self.folder = "MiniLM on pairs", folder
+    def __init__(self, setup: Setup) -> None:
+        self.name, self.folder, self.threads = "MiniLM on pairs", setup.folder, setup.threads
         tokenizer = sentence_tokenizer()
-        count = 20 if quick else 200
-        every = len(texts.questions) // count
-        chosen = [texts.questions[n * every] for n in range(count)]
+        count = 10 if setup.quick else 80
+        chosen = setup.texts.questions[:: max(1, len(setup.texts.questions) // count)][:count]
         asked = [tokenizer.encode(question).ids for question, _ in chosen]
-        told = [tokenizer.encode(texts.paragraphs[n]).ids[1:][: 512 - LONGEST] for _, n in chosen]
+        told = [tokenizer.encode(setup.texts.paragraphs[n]).ids[1:][: 512 - LONGEST] for _, n in chosen]
         self.pairs = [(q, p) for q, p in zip(asked, told, strict=True) if len(q) <= LONGEST]
-        self.original = opened(sentence_encoder(folder))
+        self.original = setup.session(sentence_encoder(setup.folder))
         self.truth = [self._together(q, p, len(q)) for q, p in self.pairs]
         self.about = (
             f"{version(Sentences.package)}, K of its 6 layers apart: {len(self.pairs)} pairs of a question (at most "
@@ -58,7 +58,7 @@ class Pairs:
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             split = Path(scratch) / "split"
             rewriter.split(sentence_encoder(self.folder), layers, LONGEST, split, positions=positions)
-            pipeline = Pipeline(split, Path(scratch) / "store")
+            pipeline = Pipeline(split, Path(scratch) / "store", threads=self.threads)
             hidden = [pipeline.score(question, [paragraph])[0] for question, paragraph in self.pairs]
             pipeline.store.close()
         return [(x[: len(q)], x[LONGEST:]) for x, (q, _) in zip(hidden, self.pairs, strict=True)]

@@ -5,20 +5,21 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fidelity_models import Files, LongSentences, Sentences, Subject, Texts, Titles, Windows
+from fidelity_models import Files, LongSentences, Sentences, Subject, Titles, Windows
 from fidelity_pairs import Pairs
+from fidelity_setup import Setup
 
 import rewriter
 from runtime_ops.ops.combiner_attention import VARIANTS
 
 Row = dict[str, Any]
-KINDS: Mapping[str, Callable[[Path, Texts, bool], Subject]] = {
+KINDS: Mapping[str, Callable[[Setup], Subject]] = {
     "sentences": Sentences,
     "titles": Titles,
     "windows": Windows,
@@ -32,7 +33,7 @@ FORMS = {
     "max, counted": "pooling=max,region_logit=counted",
     "paper": "pooling=max,region_logit=paper",
 }
-SPANS = (64, 128, 256)  # beside 0, which is 32 at 512 tokens
+SPANS = (64, 128, 256)  # beside the default
 
 
 @dataclass(kw_only=True)
@@ -40,23 +41,19 @@ class Lab:
     """Where sections are measured.
 
     Attributes:
-        folder: of exported models, kept between runs.
-        texts: what models read.
-        quick: whether fewer texts and settings are to do.
+        setup: how.
         subjects: the models that were loaded.
         about: a sentence about every model and its sample, by its name in rows.
     """
 
-    folder: Path
-    texts: Texts
-    quick: bool
+    setup: Setup
     subjects: dict[str, Subject] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
 
     def subject(self, kind: str) -> Subject:
         """Return a model, loaded once."""
         if kind not in self.subjects:
-            self.subjects[kind] = KINDS[kind](self.folder, self.texts, self.quick)
+            self.subjects[kind] = KINDS[kind](self.setup)
             self.about[self.subjects[kind].name] = self.subjects[kind].about
         return self.subjects[kind]
 
@@ -65,7 +62,7 @@ class Lab:
         subject, found = self.subject(kind), []
         for n, (labels, rule, sites) in enumerate(settings):
             begun = time.perf_counter()
-            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            with tempfile.TemporaryDirectory(dir=self.setup.folder) as scratch:
                 made, changed = rewritten(subject.files, rule, sites, Path(scratch)) if rule else (subject.files, 0)
                 row = {"model": subject.name, **labels, "sites": changed, **subject.score(made)}
             found.append(row)
@@ -93,8 +90,8 @@ def rewritten(files: Files, rule: str, sites: str | None, folder: Path) -> tuple
 def feed_forward(lab: Lab) -> Iterator[Row]:
     """Keep the k best neurons of every feed-forward block, by each selection."""
     for kind, selections in SELECTIONS.items():
-        some = [k for k in (32, 64, 128, 256, 512, 768, 1024) if k < NEURONS[kind]]
-        some = some[1::2] if lab.quick else some
+        some = [k for k in (64, 128, 256, 512, 768, 1024) if k < NEURONS[kind]]
+        some = some[1::2] if lab.setup.quick else some
         settings: list[Any] = [({"k": NEURONS[kind], "select_by": "all"}, None, None)]
         settings += [
             ({"k": k, "select_by": by}, f"topk-feed-forward:k={k},select_by={by}", None)
@@ -106,7 +103,7 @@ def feed_forward(lab: Lab) -> Iterator[Row]:
 
 def attention(lab: Lab) -> Iterator[Row]:
     """Keep the k best keys of every query in every attention."""
-    some = (8, 32, 128) if lab.quick else (2, 4, 8, 16, 32, 64, 128, 256)
+    some = (8, 32, 128) if lab.setup.quick else (4, 8, 16, 32, 64, 128)
     for kind in SELECTIONS:
         settings: list[Any] = [({"k": 512}, None, None)]
         settings += [({"k": k}, f"topk-attention:k={k}", None) for k in some]
@@ -115,40 +112,34 @@ def attention(lab: Lab) -> Iterator[Row]:
 
 def combiner(lab: Lab) -> Iterator[Row]:
     """Use Combiner in all layers: every variant, and longer spans."""
-    forms = {name: FORMS[name] for name in ("mean, counted", "paper")} if lab.quick else FORMS
-    variants = ("fixed", "logsparse") if lab.quick else VARIANTS
-    ways = [(v, 0) for v in variants] + [("fixed", span) for span in (() if lab.quick else SPANS)]
+    ways = [(variant, 0, form) for variant in VARIANTS for form in ("mean, counted", "paper")]
+    ways += [("fixed", 0, "max, counted")]
+    ways += [("fixed", span, form) for span in SPANS for form in ("mean, counted", "paper")]
     for kind in ("long sentences", "windows"):
-        settings: list[Any] = [({"variant": "dense", "span": 512, "form": "dense"}, None, None)]
-        settings += [
-            (
-                {"variant": v, "span": span or 32, "form": name},
-                f"combiner-attention:variant={v},span={span},{form}",
-                None,
-            )
-            for v, span in ways
-            for name, form in forms.items()
-        ]
+        settings: list[Any] = [({"variant": "dense", "span": "all", "form": "dense"}, None, None)]
+        for variant, span, form in ways[:4] if lab.setup.quick else ways:
+            rule = f"combiner-attention:variant={variant},span={span},{FORMS[form]}"
+            settings.append(({"variant": variant, "span": span or "default", "form": form}, rule, None))
         yield from lab.rows(kind, settings)
 
 
 def combiner_by_layer(lab: Lab) -> Iterator[Row]:
-    """Use Combiner in one layer at a time."""
-    for kind, layers in (("long sentences", 6), ("windows", 30)):
+    """Use Combiner in one layer at a time; of many layers in every third."""
+    for kind, layers in (("long sentences", range(6)), ("windows", (*range(0, 29, 3), 29))):
         settings: list[Any] = [
             ({"layer": n, "form": name}, f"combiner-attention:{FORMS[name]}", f"attention.{n}")
-            for n in range(0, layers, layers // 3 if lab.quick else 1)
+            for n in (layers[::4] if lab.setup.quick else layers)
             for name in ("mean, counted", "paper")
         ]
         yield from lab.rows(kind, settings)
 
 
-def activity(lab: Lab) -> Iterator[Row]:
+def activity(lab: Lab, kinds: Iterable[str] = tuple(SELECTIONS)) -> Iterator[Row]:
     """Measure how many neurons are at work in each block."""
-    for kind in SELECTIONS:
+    for kind in kinds:
         subject = lab.subject(kind)
         for part, feeds in subject.feeds().items():
-            with tempfile.TemporaryDirectory(dir=lab.folder) as scratch:
+            with tempfile.TemporaryDirectory(dir=lab.setup.folder) as scratch:
                 inputs = Path(scratch) / "inputs.npz"
                 np.savez(inputs, **feeds)
                 shown = rewriter.show(subject.files[part], inputs)
@@ -165,9 +156,9 @@ def zero_shot(lab: Lab) -> Iterator[Row]:
 
 def encoders(lab: Lab) -> Iterator[Row]:
     """Decompose the lower layers of an encoder, on pairs of a question and a paragraph."""
-    pairs = Pairs(lab.folder, lab.texts, lab.quick)
+    pairs = Pairs(lab.setup)
     lab.about[pairs.name] = pairs.about
-    some = (2, 4) if lab.quick else range(1, 7)
+    some = (2, 4) if lab.setup.quick else range(1, 7)
     for layers, positions in [(0, "keep"), *((n, p) for n in some for p in ("keep", "restart"))]:
         row = {"model": pairs.name, "layers": layers, "positions": positions, **pairs.score(layers, positions)}
         tell(str(row))

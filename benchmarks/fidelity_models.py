@@ -16,7 +16,6 @@ from fidelity_export import language_model, language_windows, packaged, sentence
 from fidelity_setup import Setup
 from tokenizers import Tokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from models import unrounded
 

@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_RANK = 5
 DTYPES = {
     np.dtype(np.float32): 1,
@@ -49,7 +49,8 @@ class TopKAttention(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
         ("causal", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("no_key", ctypes.c_int32),
+        ("window", ctypes.c_int64),
     ]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import runtime_ops
 from runtime_ops import abi
 from runtime_ops.abi import Array, LibraryError
+from runtime_ops.ops.topk_attention import NO_KEY
 
 __all__ = [
     "LibraryError", "find_library", "kernels", "library_path", "load", "register", "run_combiner_attention",
@@ -114,22 +115,25 @@ def run_topk_attention(
     k_top: int = 0,
     scale: float | None = None,
     causal: bool = False,
+    window: int = 0,
     softcap: float = 0.0,
+    no_key: str = "zero",
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
     """softmax(scale q kT + bias) v over the `k_top` best keys of every row (0: over all of them).
 
     q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length
-    int64, a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. `isa` forces a kernel; `threads` are
-    Python threads, started for the call.
+    int64, a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. The other arguments: those of
+    `ai.graft::TopKAttention`. `isa` forces a kernel; `threads` are Python threads, started for the call.
     """
     q, k, v = _matrices(q, k, v)
     past = None if past_length is None else np.asarray(past_length, np.int64)
     out = _attended(q, k, v)
     inputs = (q, k, v, abi.aligned(bias, 4), key_mask, abi.aligned(past, 1))
     views = [abi.view(array) for array in (*inputs, out)]
-    args = abi.TopKAttention(*views, k_top, q.shape[3] ** -0.5 if scale is None else scale, softcap, causal, 0)
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    args = abi.TopKAttention(*views, k_top, factor, softcap, causal, NO_KEY.index(no_key), window)
     _run("topk_attention", args, isa, threads)
     return out
 

@@ -26,7 +26,8 @@ def attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = 
     v = np.broadcast_to(v, (b, *v.shape[1:]))
     out = np.zeros((b, h, s, v.shape[-1]), kind)
     for row in np.ndindex(b, h, s):
-        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t)
+        none = v[row[:2]].mean(0) if attrs.get("no_key") == "mean" and t else np.zeros(v.shape[-1], kind)
+        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t, none)
     return out
 
 
@@ -43,17 +44,20 @@ def visible(arrays: Mapping[str, Any], attrs: Mapping[str, Any], s: int, t: int)
     keep = np.ones((1, 1, s, t), bool)
     if arrays.get("key_mask") is not None:
         keep = keep & arrays["key_mask"][:, None, None, :]
+    past = arrays.get("past_length")
+    shift = np.zeros(1, np.int64) if past is None else np.reshape(past, -1)
+    away = np.arange(t) - (np.arange(s)[:, None] + shift[:, None, None, None])
     if attrs.get("causal"):
-        past = arrays.get("past_length")
-        shift = np.zeros(1, np.int64) if past is None else np.reshape(past, -1)
-        keep = keep & (np.arange(t) <= np.arange(s)[:, None] + shift[:, None, None, None])
+        keep = keep & (away <= 0)
+    if attrs.get("window"):
+        keep = keep & (abs(away) < attrs["window"])
     return keep
 
 
-def attend(scores: np.ndarray, v: np.ndarray, k: int) -> np.ndarray:
-    """Return one row's softmax over its ``k`` best scores times the values; 0 if it sees no key."""
+def attend(scores: np.ndarray, v: np.ndarray, k: int, none: np.ndarray) -> np.ndarray:
+    """Return one row's softmax over its ``k`` best scores times the values; ``none`` if it sees no key."""
     best = np.argsort(-scores, kind="stable")[:k]
     if not best.size or scores[best[0]] == -np.inf:
-        return np.zeros(v.shape[-1], v.dtype)
+        return none
     weights = np.exp(scores[best] - scores[best[0]])
     return np.asarray((weights / weights.sum()) @ v[best])

@@ -11,6 +11,7 @@ from patterns.site import AttentionSite, Operand
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
+from runtime_ops.ops.topk_attention import MEAN, ZERO
 from runtime_ops.words import Expr, make, reshape
 
 _OP = OPS["TopKAttention"]
@@ -27,11 +28,20 @@ def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
 
 def call(site: AttentionSite, k: int) -> Plan:
     """Return the plan that computes the site's output by one call of ``TopKAttention``."""
-    inputs = operands(site)
-    if site.causal is not None and site.causal.offset != 0:
+    inputs, both = operands(site), _both_sides(site)
+    if site.causal is not None and site.causal.offset != 0 and not both:
         inputs["past_length"] = reshape(site.causal.value, [1])
-    attrs = {"k": k, "causal": int(site.causal is not None), **numbers(site)}
+    attrs = {
+        "k": k, "causal": int(site.causal is not None and not both), "window": both or site.window,
+        "no_key": MEAN if site.averages else ZERO, **numbers(site),
+    }  # fmt: skip
     return Plan(values=result(site, _OP.call(inputs, attrs)))
+
+
+def _both_sides(site: AttentionSite) -> int:
+    """Return the window around the query that is as wide before it as behind it; 0 if there is none."""
+    ahead = 0 if site.causal is None else site.causal.offset
+    return ahead + 1 if isinstance(ahead, int) and ahead > 0 and site.window == 2 * ahead + 1 else 0
 
 
 def operands(site: AttentionSite) -> dict[str, Expr | None]:

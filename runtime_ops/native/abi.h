@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; Python refuses a library that answers another number.
-#define GRAFT_ABI_VERSION 3
+#define GRAFT_ABI_VERSION 4
 
 enum { GRAFT_MAX_RANK = 5 };
 
@@ -45,6 +45,9 @@ typedef struct graft_pool {
   int32_t threads;
 } graft_pool;
 
+// What a query gets that sees no key: 0, or the mean of all values.
+enum graft_no_key { GRAFT_NO_KEY_ZERO = 0, GRAFT_NO_KEY_MEAN = 1 };
+
 // Arguments of ai.graft::TopKAttention. Axes by letter: q [b h s d], k [b g t d], v [b g t e],
 // bias broadcast to [b h s t] (rank 4, stride 0 where broadcast), key_mask [b t] (1 = visible),
 // past_length int64 [b] (stride 0 when one value serves all), out [b h s e]. The batch axis of q, k and v
@@ -55,7 +58,8 @@ typedef struct graft_topk_attention {
   float scale;     // multiplies q.k
   float softcap;   // 0 = none; else score = softcap * tanh(score / softcap), before bias
   int32_t causal;  // 1: key j is visible to query i only if j <= i + past_length
-  int32_t reserved;
+  int32_t no_key;  // a graft_no_key: what a row gets that sees no key
+  int64_t window;  // > 0: key j is visible to query i only if |j - (i + past_length)| < window
 } graft_topk_attention;
 
 // Arguments of ai.graft::SegmentAttention. Axes by letter: q [b h t d], k [b g t d], v [b g t e], segments int64 [b t],

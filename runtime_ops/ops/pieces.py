@@ -28,6 +28,13 @@ def weights(scores: Expr) -> Expr:
     return make("div", exps, make("max", make("sum", exps, axes=(-1,), keepdims=True), const(1.0)))
 
 
+def level(weights: Expr) -> Expr:
+    """Return the weights, and equal ones in rows that have none."""
+    count = make("max", make("cast", dim(weights, 3), to=np.dtype(np.float32)), const(1.0))
+    none = make("eq", make("sum", weights, axes=(-1,), keepdims=True), const(0.0))
+    return make("where", none, make("div", const(1.0), count), weights)
+
+
 def steps(length: Expr) -> int:
     """Return how many doublings reach a length; where it is not known, enough for a million."""
     number = length.number()

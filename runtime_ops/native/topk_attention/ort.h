@@ -7,9 +7,10 @@
 namespace graft {
 
 struct TopKAttentionNode {
-  int64_t k, causal;
-  float scale, softcap;
-  bool scaled;  // else scale is 1 / sqrt(d)
+  int64_t k, causal, window;
+  Scale scale;
+  float softcap;
+  int32_t no_key;
 };
 
 // Inputs, output and attributes of one run; the output is made here.

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "kernels.h"
+#include "../refusal.h"
 #include "../vector/math.h"
 
 namespace graft {
@@ -12,16 +13,6 @@ namespace {
 constexpr int64_t kShortQuery = 32;  // below this, query heads of one key head are worked on together
 
 bool is_float(int32_t dtype) { return dtype == GRAFT_F32 || dtype == GRAFT_F16 || dtype == GRAFT_BF16; }
-
-std::string shape_text(const graft_tensor& x) {
-  std::string text = "[";
-  for (int32_t i = 0; i < x.rank; ++i) text += (i ? " " : "") + std::to_string(x.shape[i]);
-  return text + "]";
-}
-
-std::string refuse(const std::string& what, const std::string& got, const std::string& allowed) {
-  return "TopKAttention: " + what + " got " + got + ", allowed " + allowed;
-}
 
 std::string check_matrix(const graft_tensor& x, const char* name, const char* axes, int32_t dtype) {
   const std::string what = name;
@@ -50,6 +41,10 @@ std::string check_attributes(const graft_topk_attention& a) {
   }
   if (!isfinite(a.scale)) return refuse("scale", std::to_string(a.scale), "a finite number");
   if (a.causal != 0 && a.causal != 1) return refuse("causal", std::to_string(a.causal), "0 or 1");
+  if (a.window < 0) return refuse("window", std::to_string(a.window), "0 (none) or more");
+  if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN) {
+    return refuse("no_key", std::to_string(a.no_key), "0 (zero) or 1 (mean)");
+  }
   return "";
 }
 

@@ -236,7 +236,7 @@ def _cache(report: CacheReport) -> Iterable[RenderableType]:
 
 def _distill(report: DistillReport) -> Iterable[RenderableType]:
     rows = ((when, *map(_error, report.losses[n].values())) for when, n in (("first", 0), ("last", -1)))
-    yield table((f"{report.teacher}, {_count(report.steps, 'step')}", *(f">{n}" for n in report.losses[0])), rows)
+    yield table((f"{report.teacher}, {counted(report.steps, 'step')}", *(f">{n}" for n in report.losses[0])), rows)
 
 
 FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {

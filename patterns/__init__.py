@@ -9,6 +9,7 @@ from patterns.rules import (
     decompose_encoder,
     exact_attention,
     exact_feed_forward,
+    expand_query,
     topk_attention,
     topk_feed_forward,
 )
@@ -19,6 +20,7 @@ RULES = (
     exact_attention.RULE,
     topk_attention.RULE,
     combiner_attention.RULE,
+    expand_query.RULE,
     exact_feed_forward.RULE,
     topk_feed_forward.RULE,
     decompose_encoder.RULE,

@@ -56,6 +56,7 @@ LONG_FUNCTIONS: dict[str, str] = {
     "rewriter/recipe.py::apply": "its docstring tells every argument of the main entry point",
     "runtime_ops/kernels.py::run_topk_attention": "its signature is the operation's, one argument a line",
     "runtime_ops/ops/topk_attention.py::samples": "a table of calls",
+    "runtime_ops/ops/expanded_attention.py::samples": "a table of calls",
 }
 
 

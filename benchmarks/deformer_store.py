@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import signal
 import subprocess
@@ -24,8 +23,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from deformer import resident
 from deformer_graph import VOCABULARY, bert
+from measuring import resident, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewriter
@@ -45,7 +44,7 @@ def fill(folder: Path, passages: Path, store: Path) -> None:
     """Fill the store, and print what this process took."""
     decomposed.cache(folder, passages, store)
     times = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"peak_mib": resident(), "cpu_s": times.ru_utime + times.ru_stime}))
+    print(json.dumps({"peak_mib": resident("VmHWM"), "cpu_s": times.ru_utime + times.ru_stime}))
 
 
 def child(folder: Path, passages: Path, store: Path) -> subprocess.Popen[str]:
@@ -128,10 +127,7 @@ def main() -> None:
         f"{row['bytes'] / 1e3:.1f} KB kept of each, read in {row['read_us']:.0f} µs, "
         f"largest difference from what the encoder gives {row['worst_error']:.1e}"
     )
-    if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "fill")}
-        args.json.write_text(json.dumps({**machine, "settings": settings, **row}, indent=1) + "\n")
+    save(args, onnxruntime, **row)
 
 
 if __name__ == "__main__":

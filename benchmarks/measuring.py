@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_HIDDEN = ("json", "peak", "point")  # arguments that are no settings
+_HIDDEN = ("json", "peak", "point", "fill")  # arguments that are no settings
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int, *, warm: bool = False) -> dict[str, list[float]]:

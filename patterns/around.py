@@ -212,10 +212,10 @@ def _centred(x: Expr) -> bool:
 def _under_root(expr: Expr, inverse: bool) -> Expr | None:
     """Return y where ``expr`` is √y, or 1/√y if ``inverse``."""
     expr = _uncast(expr)
-    if expr.word == "pow" and expr.args[1].number() == (-0.5 if inverse else 0.5):
-        return expr.args[0]
     if inverse and expr.word == "div" and expr.args[0].number() == 1.0:
         expr, inverse = _uncast(expr.args[1]), False
+    if expr.word == "pow" and expr.args[1].number() == (-0.5 if inverse else 0.5):
+        return expr.args[0]
     if inverse and expr.word == "sqrt" and expr.args[0].word == "div" and expr.args[0].args[0].number() == 1.0:
         return expr.args[0].args[1]
     return expr.args[0] if not inverse and expr.word == "sqrt" else None

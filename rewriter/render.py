@@ -22,6 +22,7 @@ from rewriter.report import (
     BenchReport,
     CacheReport,
     DeclineRow,
+    DistillReport,
     OutputError,
     Report,
     ShowReport,
@@ -216,9 +217,7 @@ def _output(row: OutputError) -> Sequence[str]:
 
 def _bench(report: BenchReport) -> Iterable[RenderableType]:
     yield f"a = {report.a}\nb = {report.b}\n"
-    heads = (
-        "case", ">threads", ">a ms", ">a min", ">a MB", ">b ms", ">b min", ">b MB", ">a/b",
-    )  # fmt: skip
+    heads = ("case", ">threads", ">a ms", ">a min", ">a MB", ">b ms", ">b min", ">b MB", ">a/b")
     yield table(heads, map(_case, report.cases))
     yield "ms: median, min: fastest, MB: peak memory above the idle session; a/b above 1: b is faster"
 
@@ -282,12 +281,18 @@ def _cache(report: CacheReport) -> Iterable[RenderableType]:
     )
 
 
+def _distill(report: DistillReport) -> Iterable[RenderableType]:
+    rows = ((when, *map(_error, report.losses[n].values())) for when, n in (("first", 0), ("last", -1)))
+    yield table((f"{report.teacher}, {_count(report.steps, 'step')}", *(f">{n}" for n in report.losses[0])), rows)
+
+
 FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {
     ShowReport: _show,
     WhyReport: _why,
     ApplyReport: _apply,
     SplitReport: _split,
     CacheReport: _cache,
+    DistillReport: _distill,
     VerifyReport: _verify,
     BenchReport: _bench,
     DoctorReport: _doctor,

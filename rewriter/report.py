@@ -231,3 +231,13 @@ class CacheReport(Report):
     new: int  # encoded now
     kept: int  # in the store
     bytes: int  # of the store in use
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillReport(Report):
+    """How a student was taught."""
+
+    teacher: str
+    steps: int
+    losses: Sequence[Mapping[str, float]]  # of every step, by term: "task", "kd" and "lrs", without their weights
+    result: Any = field(default=None, repr=False, metadata={"json": False})  # the trained student

@@ -37,6 +37,7 @@ TORCH = {
     "rewriter/fx_host.py": "takes and returns graphs and programs",
     "rewriter/fx_proof.py": "runs them",
     "rewriter/fx_export.py": "calls torch's exporter",
+    "rewriter/fx_distill.py": "trains graphs",
     "runtime_ops/cuda.py": "takes torch tensors; imports torch when first called",
     "runtime_ops/to_torch.py": "the torch interpreter of the alphabet",
     "runtime_ops/torch_ops.py": "makes the torch ops",

@@ -15,7 +15,7 @@ from spellings import SPELLINGS
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("runtime_ops", "rewriter", "patterns")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-SCRIPTS = [path for folder in ("benchmarks", "docs", "examples") for path in sorted((ROOT / folder).glob("*.py"))]
+SCRIPTS = [path for folder in ("benchmarks", "docs", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 # A package may import those on its left, never backwards: patterns → rewriter → runtime_ops.
 FORBIDDEN = {"runtime_ops": {"rewriter", "patterns"}, "rewriter": {"patterns"}, "patterns": set[str]()}

@@ -12,8 +12,10 @@ from rewriter.report import (
     BenchCase,
     BenchReport,
     CacheReport,
+    Caution,
     Count,
     DeclineRow,
+    DistillReport,
     OutputError,
     Refusal,
     Report,
@@ -100,6 +102,7 @@ APPLY = ApplyReport(
         approximation=VERIFY,
         rolled_back=["attention.2"],
     ),
+    warnings=[Caution(sites=["attention.0", "attention.1"], rule="topk-attention", warning=REASON)],
     plan=["attention.0: topk-attention:k=4: out := TopKAttention(q, k, v, k=4)"],
 )
 TIMING = Timing(median_ms=1234.567, min_ms=1200.0, peak_mb=2048.25)
@@ -118,6 +121,9 @@ SPLIT = SplitReport(
     bytes_per_token=3072,
 )
 CACHE = CacheReport(store="passages", kind="int8", passages=10_000, new=9_000, kept=10_000, bytes=493_000_000)
+DISTILL = DistillReport(
+    teacher="exported program", steps=2, losses=[{"kd": 0.13, "lrs": 0.037}, {"kd": 0.011, "lrs": 0.019}]
+)
 DOCTOR = DoctorReport(
     python="3.11.7",
     platform="Linux x86_64",
@@ -139,4 +145,4 @@ DOCTOR = DoctorReport(
         Check(name="kernel library", passed=False, found="ABI 9, not 1", advice="reinstall attn-graft"),
     ],
 )
-REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DOCTOR)
+REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DISTILL, DOCTOR)

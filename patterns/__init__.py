@@ -3,7 +3,7 @@
 The command finds this module through the entry-point group ``graft.patterns``; another package can add its own.
 """
 
-from patterns import attention, encoder, feed_forward
+from patterns import attention, decoder, encoder, feed_forward
 from patterns.rules import (
     combiner_attention,
     decompose_encoder,
@@ -16,6 +16,7 @@ from patterns.rules import (
 
 READERS = (attention.read, feed_forward.read)
 ASSEMBLERS = (encoder.assemble,)
+DECODERS = (decoder.expanded,)
 RULES = (
     exact_attention.RULE,
     topk_attention.RULE,

@@ -80,14 +80,14 @@ class _Walk:
     biases: tuple[Bias, ...] = ()
 
 
-def read(site: AttentionSite, name: str) -> Memory:
-    """Return what the keys ("k") or values ("v") of a site are made of.
+def read(site: AttentionSite, name: str, operand: Operand | None = None) -> Memory:
+    """Return what the keys ("k") or values ("v") of a site are made of; or a part of them, which ``operand`` is.
 
     Raises:
         Unreadable: they are not hidden states times constant weights.
     """
-    operand, letter = (site.k, "d") if name == "k" else (site.v, "e")
-    walk: _Walk | None = _start(operand, site.frame["g"], letter)
+    operand = operand or (site.k if name == "k" else site.v)
+    walk: _Walk | None = _start(operand, site.frame["g"], "d" if name == "k" else "e")
     last = operand.value
     while walk is not None:
         if walk.expr.word == "matmul":
@@ -107,7 +107,9 @@ def _start(operand: Operand, heads: layout.Axis, letter: str) -> _Walk | None:
     channels = [*heads, *(a for a in atoms if a.letter == letter)]
     if any(not isinstance(a.size, int) for a in channels) or operand.value.shape is None:
         return None
-    sizes = rotary.lengths([a.size for a in atoms])
+    # a part of all keys has a length of its own
+    own = zip(operand.axes, operand.value.shape, strict=True)
+    sizes = rotary.lengths([size for axis, d in own for size in ([d] if len(axis) == 1 else [a.size for a in axis])])
     flat = np.arange(int(np.prod(sizes))).reshape(sizes)
     names = [a.name for a in atoms]
     if not {a.name for a in channels} <= set(names):

@@ -23,17 +23,18 @@ _OP = OPS["ExpandedAttention"]
 
 
 def _why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
-    reason = attention_call.why_not(site, given) or _why_not_around(site)
+    reason = attention_call.why_not(site, given) or why_not_around(site)
     if reason is not None:
         return reason
     try:
         keys, values = memory.read(site, "k"), memory.read(site, "v")
     except Unreadable as stop:
         return stop.reason
-    return _why_not_memory(site, keys, values) or (None if given["force"] == "yes" else _why_not_smaller(site, keys))
+    return why_not_memory(site, keys, values) or (None if given["force"] == "yes" else why_not_smaller(site, keys))
 
 
-def _why_not_around(site: AttentionSite) -> str | None:
+def why_not_around(site: AttentionSite) -> str | None:
+    """Return why keys are more than a product of hidden states."""
     if site.rope is not None and "k" in site.rope.sides:
         return "its keys are turned by their position (rotary embedding), so no expansion of a query serves all of them"
     if site.qk_norm is not None and "k" in site.qk_norm.sides:
@@ -43,18 +44,19 @@ def _why_not_around(site: AttentionSite) -> str | None:
     return None
 
 
-def _why_not_memory(site: AttentionSite, keys: Memory, values: Memory) -> str | None:
+def why_not_memory(site: AttentionSite, keys: Memory, values: Memory) -> str | None:
     """Return why keys and values are not made of one memory that the operation can read."""
     if keys.x.value is not values.x.value or keys.x.axes != values.x.axes:
         return "its keys and values are projections of different tensors, so there is no one memory to attend to"
     if keys.biases and site.softcap is not None:
         return f"its keys have a bias and its scores are capped at {site.softcap:g}; softmax does not cancel it then"
-    if _arranged(site, keys) is None:
+    if arranged(site, keys) is None:
         return "the hidden states behind its keys cannot be brought to [b t m]"
     return None
 
 
-def _why_not_smaller(site: AttentionSite, keys: Memory) -> str | None:
+def why_not_smaller(site: AttentionSite, keys: Memory) -> str | None:
+    """Return why hidden states would take more memory than keys and values."""
     kept = site.kv_heads * _number(site.head_width) + site.kv_heads * _number(site.value_width)
     if not isinstance(kept, int) or not isinstance(keys.width, int) or kept >= keys.width:
         return None
@@ -68,7 +70,7 @@ def _number(width: Dim | None) -> Dim:
     return 0 if width is None else width
 
 
-def _arranged(site: AttentionSite, keys: Memory) -> Expr | None:
+def arranged(site: AttentionSite, keys: Memory) -> Expr | None:
     """Return the hidden states [b t m]; flattened ones are read from before they were."""
     target = (site.frame["b"], site.frame["t"], keys.x.axes[-1])
     views = layout.views(keys.x.value, keys.x.axes, through_scales=False)
@@ -77,22 +79,26 @@ def _arranged(site: AttentionSite, keys: Memory) -> Expr | None:
 
 def _plan(site: AttentionSite, given: Mapping[str, Any]) -> Plan:
     keys, values = memory.read(site, "k"), memory.read(site, "v")
-    whole = attention_call.operands(site)
-    hidden = _arranged(site, keys)
+    hidden = arranged(site, keys)
     assert hidden is not None  # ``why_not`` looked
+    return Plan(values=call(site, hidden, keys, values, {"bias": site.bias, "key_mask": site.keys}))
+
+
+def call(
+    site: AttentionSite, hidden: Expr, keys: Memory, values: Memory, masks: Mapping[str, Expr | None]
+) -> dict[Any, Expr]:
+    """Return what takes the place of the site's output if it attends to ``hidden`` [b t m] through these weights."""
     inputs = {
-        "q": _per_row(whole["q"], hidden),
+        "q": _per_row(attention_call.operands(site)["q"], hidden),
         "memory": hidden,
         "w_k": keys.heads(),
         "w_v": values.heads(values.factor),
         "b_v": values.bias(),
-        "bias": site.bias,
-        "key_mask": site.keys,
     }
-    typed = {name: x if name in ("bias", "key_mask") else attention_call.typed(x, site) for name, x in inputs.items()}
-    typed["past_length"] = attention_call.past_length(site)
+    typed = {name: attention_call.typed(x, site) for name, x in inputs.items()}
+    placed = {**masks, "past_length": attention_call.past_length(site)}
     attrs = {**attention_call.numbers(site), **attention_call.flags(site), "scale": site.scale * keys.factor}
-    return Plan(values=attention_call.result(site, _OP.call(typed, attrs)))
+    return attention_call.result(site, _OP.call({**typed, **placed}, attrs))
 
 
 def _per_row(q: Expr | None, hidden: Expr) -> Expr | None:

@@ -160,7 +160,8 @@ def main() -> None:
         old, new = (row[name] / 2**20 for name in ("original_bytes", "expanded_bytes"))
         print(
             f"{sentences:4} sentences: {row['original_ms']:8.1f} ms a step with keys and values, "
-            f"{row['expanded_ms']:8.1f} ms with hidden states ({row['times_slower']:.2f} times), kept {old:,.0f} and {new:,.0f} MiB"
+            f"{row['expanded_ms']:8.1f} ms with hidden states ({row['times_slower']:.2f} times), "
+            f"kept {old:,.0f} and {new:,.0f} MiB"
         )
     largest = largest_batch(shape, args)
     print(f"in {args.budget_gib:g} GiB: {largest['fits_original']} sentences, or {largest['fits_expanded']}; a second")

@@ -18,6 +18,7 @@ import numpy as np
 
 import rewriter
 from rewriter.decoders import states
+from rewriter.render import text
 from rewriter.stepping import Decoder
 
 SOURCE = "encoder_hidden_states"
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         report = rewriter.expand(args.decoder, args.with_past, Path(folder) / "expanded")
-        print(f"{report.attentions} attentions expanded; over several steps at most {report.error:.1e} apart")
+        print(text(report))
         kept = states(Path(report.output))
         old = Decoder([args.decoder, args.with_past], kept.old)
         new = Decoder([Path(report.output) / args.decoder.name, Path(report.output) / args.with_past.name], kept.new)

@@ -193,7 +193,8 @@ def _unit(expr: Expr) -> Normed | None:
     for side, root in (expr.args, tuple(reversed(expr.args))):
         square, x = _under_root(root, inverse=expr.word == "mul"), _uncast(side)
         total = None if square is None else _reduced(square)
-        if total is None or x.shape is None or _squared(total.args[0]) is not x:
+        squared = None if total is None else _squared(total.args[0])
+        if total is None or squared is None or x.shape is None or not _alike(squared, x):
             continue
         if total.attrs["axes"][0] not in (-1, len(x.shape) - 1):
             return None
@@ -201,6 +202,13 @@ def _unit(expr: Expr) -> Normed | None:
             return "l2", x.shape[-1], x
         return ("layer", x.shape[-1], x.args[0]) if _centred(x) else ("rms", x.shape[-1], x)
     return None
+
+
+def _alike(a: Expr, b: Expr) -> bool:
+    """Return whether two expressions are one, or one that a graph computes twice."""
+    if a.word in ("opaque", "input", "const") or (a.word, a.attrs, len(a.args)) != (b.word, b.attrs, len(b.args)):
+        return a is b
+    return a is b or all(x is y for x, y in zip(a.args, b.args, strict=True))
 
 
 def _centred(x: Expr) -> bool:

@@ -85,6 +85,7 @@ class Rule:
         plan: returns the edit.
         limit: option values at which the rewrite is exact; for LIMIT rules.
         given: the option values of this instance.
+        warns: returns what a user should know of a site that the rule applies to, or None.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Rule:
     options: Mapping[str, Option] = field(default_factory=dict)
     limit: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
+    warns: Callable[[Any, Mapping[str, Any]], str | None] = lambda site, given: None
 
     def bound(self, given: Mapping[str, str]) -> Rule:
         """Return this rule with option values read from text.

@@ -132,6 +132,8 @@ def run_topk_attention(
     inputs = (q, k, v, abi.aligned(bias, 4), key_mask, abi.aligned(past, 1))
     views = [abi.view(array) for array in (*inputs, out)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
+    if no_key not in NO_KEY:
+        raise LibraryError(f"no_key is {no_key}; allowed are {', '.join(NO_KEY)}.")
     args = abi.TopKAttention(*views, k_top, factor, softcap, causal, NO_KEY.index(no_key), window)
     _run("topk_attention", args, isa, threads)
     return out

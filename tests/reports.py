@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rewriter.doctor import Check, DoctorReport, KernelRow
 from rewriter.report import (
+    Activity,
     ApplyCheck,
     ApplyReport,
     BenchCase,
     BenchReport,
     CacheReport,
+    Caution,
+    Count,
     DeclineRow,
+    DistillReport,
+    ExpandReport,
     OutputError,
     Refusal,
     Report,
     ShowReport,
+    Signatures,
     SiteError,
     SiteRow,
     SplitReport,
@@ -44,11 +52,20 @@ SITE = SiteRow(
     softcap=None,
     anchor=ANCHOR,
 )
+NEURONS = Count(median=612, most=1_536)
+BLOCK = replace(
+    SITE,
+    id="feed-forward.0",
+    kind="feed-forward",
+    reads_as="gelu(x·w + b)·w_out + b_out",
+    mask=None,
+    activity=Activity(tokens=262_144, positive=0.2125, nonzero=NEURONS, largest={0.99: NEURONS, 0.999: NEURONS}),
+)
 SHOW = ShowReport(
     model="model.onnx",
     host="onnx",
     opset=17,
-    sites=[SITE],
+    sites=[SITE, BLOCK],
     declines=[DeclineRow(kind="softmax", anchor="/head/Softmax", reason=REASON, at="/head/ReduceMax")],
 )
 WHY = WhyReport(
@@ -87,6 +104,7 @@ APPLY = ApplyReport(
         approximation=VERIFY,
         rolled_back=["attention.2"],
     ),
+    warnings=[Caution(sites=["attention.0", "attention.1"], rule="topk-attention", warning=REASON)],
     plan=["attention.0: topk-attention:k=4: out := TopKAttention(q, k, v, k=4)"],
 )
 TIMING = Timing(median_ms=1234.567, min_ms=1200.0, peak_mb=2048.25)
@@ -105,6 +123,25 @@ SPLIT = SplitReport(
     bytes_per_token=3072,
 )
 CACHE = CacheReport(store="passages", kind="int8", passages=10_000, new=9_000, kept=10_000, bytes=493_000_000)
+EXPAND = ExpandReport(
+    decoder="decoder_model.onnx",
+    with_past="decoder_with_past_model.onnx",
+    output="expanded",
+    attentions=4,
+    old=Signatures(
+        first={"inputs": {"input_ids": "int64[b, s]"}, "outputs": {"present.0.decoder.key": "float[b, 4, s, 16]"}},
+        later={"inputs": {"past_key_values.0.decoder.key": "float[b, 4, p, 16]"}, "outputs": {}},
+    ),
+    new=Signatures(
+        first={"inputs": {"input_ids": "int64[b, s]"}, "outputs": {"present.0.decoder.hidden": "float[b, s, 64]"}},
+        later={"inputs": {"past_key_values.0.decoder.hidden": "float[b, p, 64]"}, "outputs": {}},
+    ),
+    files={"decoder_model.onnx": 622_091},
+    error=9.2e-7,
+)
+DISTILL = DistillReport(
+    teacher="exported program", steps=2, losses=[{"kd": 0.13, "lrs": 0.037}, {"kd": 0.011, "lrs": 0.019}]
+)
 DOCTOR = DoctorReport(
     python="3.11.7",
     platform="Linux x86_64",
@@ -126,4 +163,4 @@ DOCTOR = DoctorReport(
         Check(name="kernel library", passed=False, found="ABI 9, not 1", advice="reinstall attn-graft"),
     ],
 )
-REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DOCTOR)
+REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DISTILL, EXPAND, DOCTOR)

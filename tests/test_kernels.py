@@ -411,6 +411,8 @@ REFUSED: dict[str, tuple[Callable[[], Array], str]] = {
         "batch axis got .* allowed equal",
     ),
     "k": (lambda: run({"q": Q, "k": K, "v": K, "k_top": -1}), r"k got -1, allowed 0 \(every key\) or more"),
+    "window": (lambda: run({"q": Q, "k": K, "v": K, "window": -1}), r"window got -1, allowed 0 \(none\) or more"),
+    "no_key": (lambda: run({"q": Q, "k": K, "v": K, "no_key": "nan"}), "no_key is nan; allowed are zero, mean"),
     "softcap": (lambda: run({"q": Q, "k": K, "v": K, "softcap": -1.0}), "softcap got -1.0*, allowed 0"),
     "scale": (lambda: run({"q": Q, "k": K, "v": K, "scale": INF}), "scale got inf, allowed a finite number"),
     "bias": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -120,3 +121,28 @@ def test_whole_models(case: Case, tmp_path_factory: pytest.TempPathFactory, tmp_
                 ran += 1
                 assert largest(truth, ours.run(None, given)) <= 1e-5
     assert ran
+
+
+def test_torch_modules() -> None:
+    """The same rule on an exported program: cross-attention with biases and a mask."""
+    torch = pytest.importorskip("torch")
+
+    class Cross(torch.nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = (torch.nn.Linear(64, 64) for _ in range(4))
+
+        def forward(self, x: Any, memory: Any, mask: Any) -> Any:
+            q, k, v = (y.unflatten(-1, (4, 16)).transpose(1, 2) for y in (self.q(x), self.k(memory), self.v(memory)))
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return self.o(out.transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 3, 64), torch.randn(2, 9, 64), torch.randn(2, 1, 3, 9))
+    program = torch.export.export(Cross().eval(), inputs)
+    report = rewriter.apply(program, ("expand-query",), inputs=inputs)
+    assert report.rewritten == 1
+    assert report.verify is not None
+    assert report.verify.rewrite.passed
+    assert "times the arithmetic" in report.warnings[0].warning
+    torch.testing.assert_close(report.result.module()(*inputs), program.module()(*inputs), rtol=1e-5, atol=1e-5)

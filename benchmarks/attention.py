@@ -10,12 +10,8 @@ Run `python benchmarks/attention.py --help`.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from attention_graphs import Problem, attention23, graft, group_query, multi_head, unfused
+from measuring import fresh, in_turn, peak_of, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from runtime_ops import kernels
@@ -133,28 +130,10 @@ def error_of(c: Candidate, p: Problem, out: np.ndarray[Any, Any]) -> float:
     return float(np.abs(got - golden_rows(c, p, rows)).max())
 
 
-def resident(key: str) -> float:
-    """Read a memory figure of this process in MiB: VmRSS now, VmHWM its highest since the last reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
-def peak_of(c: Candidate, p: Problem, threads: int) -> float:
-    """MiB that one run needs beyond what was resident before it, its output included."""
-    run = runner(c, p, threads, arena=False)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    out = run()
-    return resident("VmHWM") - before + 0 * out.size
-
-
 def peak_in_process(c: Candidate, args: argparse.Namespace, p: Problem) -> float:
-    """Measure peak_of in a fresh process."""
-    command = [sys.executable, __file__, "--peak", c.name, "--t", str(p.t), "--threads", str(args.threads)]
-    command += ["--h", str(p.h), "--d", str(p.d), "--top-k", str(p.top_k), "--padding", str(p.padding)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """Measure the peak of one run in a fresh process."""
+    sizes = {"t": p.t, "h": p.h, "d": p.d, "top_k": p.top_k, "padding": p.padding}
+    return float(fresh(__file__, peak=c.name, threads=args.threads, **sizes))
 
 
 def proofs_of(run: Callable[[], Any]) -> dict[str, int]:
@@ -169,13 +148,7 @@ def measure(candidates: list[Candidate], args: argparse.Namespace, p: Problem) -
     runs = {c.name: runner(c, p, args.threads, arena=True) for c in candidates}
     errors = {c.name: error_of(c, p, runs[c.name]()) for c in candidates}
     proofs = {c.name: proofs_of(runs[c.name]) for c in candidates if c.kind == "topk" and c.name.startswith("graft")}
-    times: dict[str, list[float]] = {c.name: [] for c in candidates}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            time.sleep(0.02)  # the pool of the candidate before stops spinning
-            begin = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begin)
+    times = in_turn(runs, args.rounds)
     rows = []
     for c in candidates:
         row: dict[str, Any] = {"name": c.name, "kind": c.kind, "t": p.t, "ms": statistics.median(times[c.name]) * 1e3}
@@ -235,7 +208,8 @@ def main() -> None:
     args = parse()
     problems = [Problem(t=t, h=args.h, d=args.d, top_k=args.top_k, padding=args.padding) for t in args.t]
     if args.peak:
-        print(peak_of(next(c for c in CANDIDATES if c.name == args.peak), problems[0], args.threads))
+        only = next(c for c in CANDIDATES if c.name == args.peak)
+        print(peak_of(runner(only, problems[0], args.threads, arena=False))[0])
         return
     rows = []
     for p in problems:
@@ -243,13 +217,7 @@ def main() -> None:
         add_ratios(measured)
         rows += measured
     show(rows)
-    if args.json:
-        machine = {
-            "machine": platform.processor() or platform.machine(),
-            "onnxruntime": onnxruntime.__version__,
-        }
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "peak")}
-        args.json.write_text(json.dumps({**machine, "settings": settings, "rows": rows}, indent=1) + "\n")
+    save(args, onnxruntime, rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,16 @@ a process per candidate, arena off, output included. Run `python benchmarks/comb
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from attention import Candidate, peak_of, runner
+from attention import Candidate, runner
 from attention_graphs import Graph, Problem, group_query, multi_head
+from measuring import fresh, in_turn, peak_of, save
 
 FAST = ("fixed", "logsparse")  # also as the operator alone on [b h s d]
 VARIANTS = ("fixed", "logsparse", "axial-vertical", "axial-horizontal", "axial-row-major", "mixture")
@@ -62,16 +58,10 @@ def candidates() -> list[Candidate]:
 def measure(chosen: list[Candidate], p: Problem, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time all candidates on one length, round by round."""
     runs = {c.name: runner(c, p, args.threads, arena=True) for c in chosen if not too_long(c, p, args)}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(args.rounds + 1):  # the first one warms up
-        for name, run in runs.items():
-            time.sleep(0.02)  # the pool of the candidate before stops spinning
-            begin = time.perf_counter()
-            run()
-            times[name] += [time.perf_counter() - begin] if round_ else []
+    times = in_turn(runs, args.rounds + 1)  # the first one warms up
     rows = [{"name": c.name, "kind": c.kind, "t": p.t} for c in chosen if c.name in runs]
     for row in rows:
-        row["ms"] = statistics.median(times[str(row["name"])]) * 1e3
+        row["ms"] = statistics.median(times[str(row["name"])][1:]) * 1e3
         row["peak_mib"] = None if args.no_memory else peak_in_process(str(row["name"]), p, args)
     return rows
 
@@ -82,10 +72,8 @@ def too_long(c: Candidate, p: Problem, args: argparse.Namespace) -> bool:
 
 
 def peak_in_process(name: str, p: Problem, args: argparse.Namespace) -> float:
-    """Measure peak_of in a fresh process."""
-    command = [sys.executable, __file__, "--peak", name, "--t", str(p.t), "--threads", str(args.threads)]
-    command += ["--h", str(p.h), "--d", str(p.d)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """Measure the peak of one run in a fresh process."""
+    return float(fresh(__file__, peak=name, t=p.t, threads=args.threads, h=p.h, d=p.d))
 
 
 def add_ratios(rows: list[dict[str, Any]], chosen: list[Candidate]) -> None:
@@ -134,17 +122,15 @@ def main() -> None:
     args = parse()
     problems = [Problem(t=t, h=args.h, d=args.d, top_k=0, padding=0.0) for t in args.t]
     if args.peak:
-        print(peak_of(next(c for c in candidates() if c.name == args.peak), problems[0], args.threads))
+        only = next(c for c in candidates() if c.name == args.peak)
+        print(peak_of(runner(only, problems[0], args.threads, arena=False))[0])
         return
     chosen = [c for c in candidates() if any(part in c.name for part in args.only.split(","))]
     rows = [row for p in problems for row in measure(chosen, p, args)]
     add_ratios(rows, chosen)
     add_slopes(rows)
     show(rows)
-    if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "peak")}
-        args.json.write_text(json.dumps({**machine, "settings": settings, "rows": rows}, indent=1) + "\n")
+    save(args, onnxruntime, rows=rows)
 
 
 if __name__ == "__main__":

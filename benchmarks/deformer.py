@@ -11,13 +11,9 @@ Run `python benchmarks/deformer.py --help`.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from deformer_graph import VOCABULARY, bert
+from measuring import fresh, in_turn, resident, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewriter
@@ -53,29 +50,15 @@ class Texts:
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
 
 
-def resident() -> float:
-    """Return the highest resident memory of this process in MiB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
-
-
 def medians(runs: Mapping[str, Callable[[], Any]], rounds: int) -> Mapping[str, float]:
     """Return milliseconds by name, all run in turn; the first round is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            time.sleep(0.02)  # the pool of the one before stops spinning
-            begin = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - begin) * 1e3)
-    return {name: statistics.median(some[1:]) for name, some in times.items()}
+    return {name: statistics.median(some[1:]) * 1e3 for name, some in in_turn(runs, rounds + 1).items()}
 
 
 def peak(folder: Path, args: argparse.Namespace) -> float:
     """Return the peak memory of a process that answers from the store, or that runs the original."""
-    command = [sys.executable, __file__, "--peak", str(folder), "--threads", str(args.threads)]
-    command += ["--question", str(args.question), "--passage", str(args.passage)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    lengths = {"question": args.question, "passage": args.passage}
+    return float(fresh(__file__, peak=folder, threads=args.threads, **lengths))
 
 
 def answer(target: Path, args: argparse.Namespace) -> None:
@@ -85,12 +68,12 @@ def answer(target: Path, args: argparse.Namespace) -> None:
         Pipeline(target, target.with_name("store"), threads=args.threads).score(texts.question, [texts.passage])
     else:
         open_session(target, threads=args.threads).run(None, texts.whole())
-    print(resident())
+    print(resident("VmHWM"))
 
 
 def measure(model: Path, layers: int, args: argparse.Namespace, folder: Path) -> Row:
     """Split after so many layers, and time it against the original."""
-    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads)
+    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads, in_turn=True)
     rewriter.split(model, layers, args.question, folder / "split")
     pipeline = Pipeline(folder / "split", folder / "store", threads=args.threads)
     whole = texts.whole()
@@ -157,11 +140,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=name) as folder:
                 rows.append(completed(measure(model, layers, args, Path(folder)), args))
     show(rows, before)
-    if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "peak")}
-        result = {**machine, "settings": settings, "original_peak_mib": before, "rows": rows}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    save(args, onnxruntime, original_peak_mib=before, rows=rows)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -26,6 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from feed_forward_graphs import Array, Problem, graft, plain
+from measuring import fresh, in_turn, peak_of, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from runtime_ops import kernels
@@ -128,14 +126,7 @@ def measure(p: Problem, candidates: Sequence[Candidate], args: argparse.Namespac
     """Time all candidates, round by round."""
     runs = {c.name: runner(c, p, args.threads, arena=True) for c in candidates}
     errors = {c.name: error_of(c, p, runs[c.name]()) for c in candidates}
-    times: dict[str, list[float]] = {c.name: [] for c in candidates}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            time.sleep(0.02)  # the pool of the candidate before stops spinning
-            run()  # weights that another candidate pushed out of the caches come back
-            begin = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begin)
+    times = in_turn(runs, args.rounds, warm=True)
     base = statistics.median(times[BASELINE])
     return [
         {
@@ -147,21 +138,10 @@ def measure(p: Problem, candidates: Sequence[Candidate], args: argparse.Namespac
     ]  # fmt: skip
 
 
-def resident(key: str) -> float:
-    """Read a memory figure of this process in MiB: VmRSS now, VmHWM its highest since the last reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
-def peak_of(c: Candidate, p: Problem, threads: int) -> float:
+def peak_beyond_output(c: Candidate, p: Problem, threads: int) -> float:
     """MiB that one run needs beyond what was resident before it and beyond its output."""
-    run = runner(c, p, threads, arena=False)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    out = run()
-    return resident("VmHWM") - before - out.nbytes / 2**20
+    peak, out = peak_of(runner(c, p, threads, arena=False))
+    return peak - float(out.nbytes) / 2**20
 
 
 def memory_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -178,10 +158,9 @@ def memory_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def peak_in_process(c: Candidate, tokens: int, f: int, threads: int) -> float:
-    """Measure peak_of in a fresh process."""
+    """Measure peak_beyond_output in a fresh process."""
     problem = {"name": "memory", "n": tokens, "m": 768, "f": f}
-    command = [sys.executable, __file__, "--peak", json.dumps([asdict(c), problem]), "--threads", str(threads)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return float(fresh(__file__, peak=json.dumps([asdict(c), problem]), threads=threads))
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -222,7 +201,7 @@ def main() -> None:
     args = parse()
     if args.peak:
         candidate, problem = json.loads(args.peak)
-        print(peak_of(Candidate(**candidate), Problem(**problem), args.threads))
+        print(peak_beyond_output(Candidate(**candidate), Problem(**problem), args.threads))
         return
     rows: list[dict[str, Any]] = []
     for p, candidates in CASES:
@@ -232,11 +211,7 @@ def main() -> None:
     show(rows)
     memory = [] if args.no_memory else memory_rows(args)
     show_memory(memory)
-    if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__}
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "peak")}
-        told = {**machine, "settings": settings, "rows": rows, "memory": memory}
-        args.json.write_text(json.dumps(told, indent=1) + "\n")
+    save(args, onnxruntime, rows=rows, memory=memory)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import fresh, peak_of, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from runtime_ops.torch_ops import topk_attention
@@ -44,14 +43,6 @@ CANDIDATES: dict[str, Attend] = {
 }
 
 
-def resident(key: str) -> float:
-    """Read a memory figure of this process in MiB: VmRSS now, VmHWM its highest since the last reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
-
-
 def draw(args: argparse.Namespace, s: int) -> tuple[list[Tensor], Tensor]:
     """Return q, k, v and the gradient of the result."""
     generator = torch.Generator().manual_seed(0)
@@ -63,10 +54,7 @@ def step(attend: Attend, inputs: list[Tensor], grad: Tensor, top_k: int) -> floa
     """Run forward and backward pass once; return the highest memory beyond what was there, in MiB."""
     for x in inputs:
         x.grad = None
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    attend(*inputs, top_k).backward(grad)
-    return resident("VmHWM") - before
+    return peak_of(lambda: attend(*inputs, top_k).backward(grad))[0]
 
 
 def cpu_seconds() -> float:
@@ -95,10 +83,8 @@ def point(args: argparse.Namespace) -> dict[str, float]:
 
 def in_process(args: argparse.Namespace, name: str, s: int) -> dict[str, Any]:
     """Measure one candidate at one length in a fresh process."""
-    command = [sys.executable, __file__, "--point", name, "--s", str(s), "--threads", str(args.threads)]
-    command += ["--h", str(args.h), "--d", str(args.d), "--top-k", str(args.top_k), "--rounds", str(args.rounds)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return {"name": name, "s": s, **json.loads(done.stdout.splitlines()[-1])}
+    options = {key: getattr(args, key) for key in ("threads", "h", "d", "top_k", "rounds")}
+    return {"name": name, "s": s, **json.loads(fresh(__file__, point=name, s=s, **options))}
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[tuple[str, bool]]:
@@ -154,10 +140,7 @@ def main() -> None:
     names = [name for name in CANDIDATES if any(part in name for part in args.only.split(","))]
     rows = [in_process(args, name, s) for s in args.s for name in names]
     show(rows)
-    if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        settings = {key: value for key, value in vars(args).items() if key not in ("json", "point")}
-        args.json.write_text(json.dumps({**machine, "settings": settings, "rows": rows}, indent=1) + "\n")
+    save(args, torch, rows=rows)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from rewriter.report import Step
 from runtime_ops.interpret import topological
 from runtime_ops.words import Expr
 
+_VIEWS = ("cast", "reshape", "squeeze", "unsqueeze")
+
 
 def assemble(graphs: Graphs, sites: Sequence[Any]) -> Iterator[EncoderSite | Decline]:
     """Yield the encoder that a model's attention sites make up, or why they make none; nothing if it has no tokens."""
@@ -42,13 +44,25 @@ def _one_way(mask: Mask) -> bool:
 
 def _lookups(graphs: Graphs) -> list[Expr]:
     """Return the embeddings that are looked up by what the model is given: rows of stored tables."""
-    tables = [e for e in graphs.exprs_of("gather") if e.args[0].word == "const" and e.args[0].rank == 2 and e.rank == 3]
-    return [e for e in tables if e.attrs["axis"] == 0 and _given(e.args[1])]
+    rows = [e for e in graphs.exprs_of("gather") if e.attrs["axis"] == 0 and e.args[0].rank == 2 and e.rank == 3]
+    return [e for e in rows if _given(e.args[1]) and not _given(e.args[0])]  # a table may be stored in few bits
 
 
-def _given(index: Expr) -> bool:
+def _given(x: Expr) -> bool:
     """Return whether a tensor depends on elements of the model's inputs, not on their lengths alone."""
-    return any(e.word == "input" for e in topological(index, lambda e: e.word == "dim"))
+    return any(e.word == "input" for e in topological(x, lambda e: e.word == "dim"))
+
+
+def _tables(lookups: Sequence[Expr]) -> Mapping[str, int]:
+    """Return the inputs that are an index themselves, with the rows of the largest table of each."""
+    found: dict[str, int] = {}
+    for lookup in lookups:
+        index, rows = lookup.args[1], (lookup.args[0].shape or (0,))[0]
+        while index.word in _VIEWS:
+            index = index.args[0]
+        if index.word == "input" and isinstance(rows, int):
+            found[index.attrs["name"]] = max(rows, found.get(index.attrs["name"], 0))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +100,7 @@ def _read(graphs: Graphs, attention: Mapping[int, AttentionSite], lookups: Seque
         stopped=why,
         model_width=cuts[0].value.shape[-1] if cuts[0].value.shape else None,
         lookups=tuple(lookups),
+        tables=_tables(lookups),
         given={e.attrs["name"]: e for e in graphs.exprs_of("input") if _is_ids(e)},
         node=graphs.node(layers[0].out.value),
         steps=tuple(Step(node=place(c.value), met="cut", meaning=f"after layer {n}") for n, c in enumerate(cuts, 1)),
@@ -183,6 +198,6 @@ def _proved(
 
 def _same_everywhere(site: AttentionSite, stream: _Stream) -> None:
     """Raise Unreadable if what is added to the scores depends on the tokens, as disentangled scores do."""
-    for expr in topological(site.bias, lambda e: e.word == "dim" or id(e) in stream.at) if site.bias else ():
+    for expr in topological(site.whole, lambda e: e.word == "dim" or id(e) in stream.at) if site.whole else ():
         if id(expr) in stream.at:
             raise Unreadable("a part of the scores besides q·kᵀ depends on the tokens", expr)

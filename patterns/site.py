@@ -46,7 +46,10 @@ class AttentionSite:
         q, k, v: the operands, with the layout that they have in the graph.
         bias: what is added to the scores, masks included, arranged to broadcast to [b h s t].
         causal: None, or that query i sees key j only if j <= i + offset; proved, and not in ``bias``.
+        window: 0, or that of those it sees the last so many only; proved, and not in ``bias``.
         keys: None, or bool [b t] of the keys that are visible; proved, and not in ``bias``.
+        averages: whether a query that sees no key averages over all of them; else it gives 0.
+        whole: the bias with all that the flags say in it, for operations that lack some of them.
         mask: all that was read of the mask, wherever it is passed; in words as text.
         out: the tensor that holds the result, and its layout.
         node: the node of the softmax, or of the operation that holds it.
@@ -66,7 +69,10 @@ class AttentionSite:
     softcap: float | None
     bias: Expr | None = field(compare=False)
     causal: Causal | None = field(compare=False)  # what ``mask`` says; ONNX exports lose the guard that lets it out
+    window: int = field(compare=False)
     keys: Expr | None = field(compare=False)
+    averages: bool = field(compare=False)
+    whole: Expr | None = field(compare=False)
     mask: Mask
     heads: Dim
     kv_heads: Dim
@@ -107,7 +113,8 @@ class AttentionSite:
         if self.softcap:
             score = f"{self.softcap:g} tanh({score} / {self.softcap:g})"
         score += " + bias" if self.bias is not None else ""
-        flags = ", causal" * (self.causal is not None) + ", keys" * (self.keys is not None)
+        flags = ", causal" * (self.causal is not None) + f", window {self.window}" * bool(self.window)
+        flags += ", keys" * (self.keys is not None)
         return f"softmax({score}{flags}) v"
 
 
@@ -128,8 +135,9 @@ class FeedForwardSite:
         out: the result, after ``b_out``; the same rows as x, perhaps in another order.
         quantised: None, or the operators that round its numbers to few bits: the formula holds up to that rounding.
         stored: None, or the element type that weights are worked out from if that is none of floats.
+        inner: the tensor [… f] that the second product reads.
         node: the node of the second product.
-        leaks: readers of the inner tensor [… f] besides the second product.
+        leaks: readers of the inner tensor besides the second product.
         steps: how it was read.
     """
 
@@ -145,6 +153,7 @@ class FeedForwardSite:
     out: Operand
     quantised: str | None
     stored: str | None
+    inner: Operand = field(compare=False)
     node: Any = field(compare=False)
     leaks: Sequence[str] = field(compare=False, default=())
     steps: Sequence[Step] = field(compare=False, default=())
@@ -205,6 +214,7 @@ class EncoderSite:
         cuts: the hidden states [b t m] after layer 1, 2, …, as far as tokens are proved to meet in attention only.
         stopped: why there are fewer cuts than layers.
         lookups: the embeddings that are looked up by what the model is given.
+        tables: the inputs that choose embeddings themselves, by name, with the rows of the largest table of each.
         given: integer inputs [b t] of the model by name.
         node: the node of the first layer's result.
         steps: how it was read.
@@ -216,6 +226,7 @@ class EncoderSite:
     stopped: str | None
     model_width: Dim | None
     lookups: Sequence[Expr] = field(compare=False)
+    tables: Mapping[str, int] = field(compare=False)
     given: Mapping[str, Expr] = field(compare=False)
     node: Any = field(compare=False)
     steps: Sequence[Step] = field(compare=False, default=())
@@ -227,6 +238,11 @@ class EncoderSite:
         """The encoder in words."""
         proved = "" if len(self.cuts) == len(self.layers) else f", {len(self.cuts)} of them token by token"
         return f"{len(self.layers)} layers over [b t m]{proved}"
+
+    @property
+    def words(self) -> str | None:
+        """The input that chooses from the largest table: the words."""
+        return max(self.tables, key=lambda name: self.tables[name], default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

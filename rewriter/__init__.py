@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewriter.catalogue import ops, rules
     from rewriter.compare import verify
+    from rewriter.distilling import distill
     from rewriter.export import to_onnx
     from rewriter.look import show, why
     from rewriter.recipe import apply
@@ -25,6 +26,7 @@ _HOME = {
     "why": "look",
     "apply": "recipe",
     "split": "splitting",
+    "distill": "distilling",
     "verify": "compare",
     "bench": "timing",
     "to_onnx": "export",
@@ -32,7 +34,7 @@ _HOME = {
     "ops": "catalogue",
 }
 
-__all__ = ["apply", "bench", "ops", "rules", "show", "split", "to_onnx", "verify", "why"]
+__all__ = ["apply", "bench", "distill", "ops", "rules", "show", "split", "to_onnx", "verify", "why"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from rewriter.store import Array, Store
 
 _BATCH = 32
 _ABOUT = ("model", "layers", "question_length", "positions", "width")
+_TYPES = ("token_type_ids", "segment_ids")  # inputs that are 0 in a question and 1 in a passage
 Ids = Sequence[int] | Array
 
 
@@ -37,7 +38,8 @@ class Pipeline:
         hits, misses: how many passages of ``score`` were in the store, and how many were encoded for it.
 
     Raises:
-        GraftError: the folder is no split, or the store belongs to another one.
+        GraftError: the folder is no split, the model has inputs that are neither words, token types nor masks, or the
+            store belongs to another split.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Pipeline:
     ) -> None:
         self.folder = Path(folder)
         self.manifest = _manifest(self.folder)
+        _fillable(self.folder, self.manifest)
         self.store = Store(store, {name: self.manifest[name] for name in _ABOUT}, kind)
         parts = ("question", "passage", "joint")
-        self._run = {part: open_session(self.folder / f"{part}.onnx", threads=threads) for part in parts}
+        self._run = {part: open_session(self.folder / f"{part}.onnx", threads=threads, in_turn=True) for part in parts}
         self.hits = self.misses = 0
 
     def add(self, passages: Iterable[Ids]) -> int:
@@ -188,6 +191,18 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise GraftError(f"{folder}: is no folder that graft split wrote: it has no readable manifest.json") from error
     return manifest
+
+
+def _fillable(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise GraftError unless it is known what every input of the models is given."""
+    if manifest["ids"] is None:
+        raise GraftError(f"{folder}: no input of its models chooses embeddings itself, so none is known as words")
+    odd = [name for name in manifest["filler"] if name not in (manifest["ids"], *_TYPES)]
+    if odd:
+        raise GraftError(
+            f"{folder}: its models look up embeddings by {odd[0]} too, and a pipeline knows only words and "
+            f"{' or '.join(_TYPES)}; export the model without that input"
+        )
 
 
 def _ids(ids: Ids) -> Array:

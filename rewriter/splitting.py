@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def split(
         raise GraftError(f"positions are {' or '.join(POSITIONS)}, not '{positions}'")
     if question_length < 1:
         raise GraftError(f"the question's length must be at least 1, got {question_length}")
-    folder, host = _free(output), OnnxHost(model)
+    folder, host = files.free_folder(output), OnnxHost(model)
     made, facts = _parts(host, layers, question_length if positions == "keep" else 0)
     facts = {"layers": layers, "question_length": question_length, "positions": positions, **facts}
     sizes = _write(folder, made, facts)
@@ -72,36 +72,24 @@ def _write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Any]) ->
     return sizes
 
 
-def _free(output: str | os.PathLike[str]) -> Path:
-    path = Path(output)
-    if path.is_dir() and any(path.iterdir()):
-        raise GraftError(f"{path}: is a folder that is not empty; name a new one")
-    if path.exists() and not path.is_dir():
-        raise GraftError(f"{path}: is a file; name a folder")
-    if not path.absolute().parent.is_dir():
-        raise GraftError(f"{path}: the folder {path.parent} does not exist")
-    return path
-
-
 def _parts(host: OnnxHost, layers: int, ahead: int) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Return the three models by name, and what whoever runs them must know."""
     made: dict[str, Any] = {}
     fill: dict[str, int] = {}
     for name in PARTS:
-        stream, lookups = _stream(host, layers)
-        fill = _fill(stream.graphs, lookups)
+        stream, site = _stream(host, layers)
+        fill = _fill(stream.graphs, site)
         if ahead and name == PARTS[1]:
             onnx_split.move_behind(stream, ahead, fill)
         made[name] = stream.graphs.model
         onnx_split.first_part(stream, name)
-    stream, lookups = _stream(host, layers)
-    words = _words(fill, lookups)
+    stream, site = _stream(host, layers)
     inputs = onnx_split.second_part(stream, PARTS)
     made["joint"] = stream.graphs.model
     facts = {
         "width": (stream.cut.shape or (0,))[-1],
         "filler": fill,
-        "ids": words,
+        "ids": site.words,
         "inputs": {name: [x.name for x in made[name].graph.inputs] for name in PARTS},
         "joint": inputs,
         "outputs": [x.name for x in made["joint"].graph.outputs],
@@ -109,8 +97,8 @@ def _parts(host: OnnxHost, layers: int, ahead: int) -> tuple[Mapping[str, Any], 
     return made, facts
 
 
-def _stream(host: OnnxHost, layers: int) -> tuple[onnx_split.Stream, Sequence[Any]]:
-    """Read a fresh copy of the model, and return what depends on its tokens."""
+def _stream(host: OnnxHost, layers: int) -> tuple[onnx_split.Stream, Any]:
+    """Read a fresh copy of the model, and return what depends on its tokens, and the encoder."""
     graphs = OnnxGraphs(host.open())
     found = reading.read(graphs)
     sites = [site for site in found.sites.values() if site.kind == "encoder"]
@@ -121,21 +109,15 @@ def _stream(host: OnnxHost, layers: int) -> tuple[onnx_split.Stream, Sequence[An
     if not 1 <= layers <= len(site.cuts):
         stopped = f" (further up: {site.stopped})" if site.stopped else ""
         raise GraftError(f"{host.name}: can be split after layer 1 to {len(site.cuts)}{stopped}, not after {layers}")
-    return onnx_split.Stream(graphs, site.lookups, site.cuts[layers - 1].value), site.lookups
+    return onnx_split.Stream(graphs, site.lookups, site.cuts[layers - 1].value), site
 
 
-def _fill(graphs: OnnxGraphs, lookups: Sequence[Any]) -> dict[str, int]:
+def _fill(graphs: OnnxGraphs, site: Any) -> dict[str, int]:
     """Return what looked-up inputs hold where there is no token: an id that the model does not take for padding."""
     compared = (arg.known for e in graphs.exprs_of("eq") for arg in e.args if arg.known is not None)
     special = {int(known.reshape(-1)[0]) for known in compared if known.size == 1}
     usual = next(n for n in range(len(special) + 1) if n not in special)
-    return {e.attrs["name"]: usual for e in graphs.exprs_of("input") if any(x.args[1] is e for x in lookups)}
-
-
-def _words(fill: Mapping[str, int], lookups: Sequence[Any]) -> str | None:
-    """Return the input that chooses from the largest table: the words."""
-    rows = {x.args[1].attrs["name"]: x.args[0].shape[0] for x in lookups if x.args[1].attrs.get("name") in fill}
-    return max(rows, key=lambda name: rows[name], default=None)
+    return dict.fromkeys(site.tables, usual)
 
 
 def _hash(folder: Path) -> str:

@@ -42,6 +42,7 @@ class Store:
             raise GraftError(f"{self.path}: is no store of passages; name a new folder")
         try:
             self._file = self._lmdb.open(str(self.path), map_size=_SPACE, max_readers=512)
+            self._file.reader_check()  # readers that were killed would keep old pages from being used again
         except self._lmdb.Error as error:
             raise GraftError(f"{self.path}: cannot be opened as a store: {error}") from error
         self._check({**about, "kind": kind})

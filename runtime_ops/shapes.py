@@ -192,6 +192,9 @@ def _sliced(length: Dim, bounds: Sequence[Any], owner: Expr, i: int) -> Dim:
             return length - int(start)
         if numbers:
             return length + int(end) - int(start)
+    to_the_end = isinstance(end, (int, np.integer)) and end >= 2**31
+    if to_the_end and step == 1 and isinstance(start, Sym) and -start == length:
+        return length  # the last of as many
     return Sym.named(f"?{id(owner):x}.slice{i}")
 
 

@@ -56,7 +56,7 @@ WORDS: dict[str, tuple[int | None, tuple[str, ...]]] = {
 _FOLD_LIMIT = 1024  # elements; larger constants are never folded into new ones
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Expr:
     """One word of the alphabet applied to ``args``.
 
@@ -77,6 +77,11 @@ class Expr:
     dtype: np.dtype[Any] | None = None
     known: np.ndarray | None = None
     handle: Any = None
+
+    def __repr__(self) -> str:
+        # one level only: expressions share arguments, and written out in full they grow exponentially with their depth
+        args = ", ".join(a.word for a in self.args)
+        return f"<{self.word}({args}) {self.dtype} {self.shape}>"
 
     @property
     def rank(self) -> int | None:

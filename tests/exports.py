@@ -28,7 +28,7 @@ class Arg:
 
     name: str
     shape: Sequence[str | int]
-    kind: str  # "ids" | "mask" | "float"
+    kind: str  # "ids" | "mask" | "places" | "float"
 
 
 IDS = Arg(name="input_ids", shape=("batch", "length"), kind="ids")
@@ -39,6 +39,7 @@ ENCODED = Arg(name="encoder_outputs", shape=("batch", "source", 64), kind="float
 PIXELS = Arg(name="pixel_values", shape=("images", 3, 32, 32), kind="float")
 INPUTS: Mapping[str, Sequence[Arg]] = {
     "text": (IDS, MASK),
+    "text+places": (IDS, MASK, Arg(name="position_ids", shape=("batch", "length"), kind="places")),
     "past": (IDS, Arg(name="attention_mask", shape=("batch", "total"), kind="mask")),  # and past keys and values
     "seq2seq": (IDS, MASK, TARGET),
     # a step of a decoder: what the encoder gave, and the keys and values of both attentions (``_past``)
@@ -112,6 +113,8 @@ def feeds(args: Sequence[Arg], sizes: Sizes, pad: str | None = None) -> Feeds:
             made[arg.name] = rng.integers(3, 96, shape)
         elif arg.kind == "mask":
             made[arg.name] = _mask(rng, shape, pad)
+        elif arg.kind == "places":
+            made[arg.name] = np.tile(np.arange(shape[1]), (shape[0], 1))
         else:
             made[arg.name] = rng.standard_normal(shape, np.float32)
     return made

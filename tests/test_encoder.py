@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from exports import Exported, exported, feeds, folder
+from exports import Exported, dynamic, exported, feeds, folder, module_of
 from families import FAMILIES, SWEEP, Case
 from sketch import Sketch, Value
 
@@ -29,8 +31,9 @@ READ = ("bert", "roberta", "distilbert", "electra", "mpnet", "albert", "modernbe
 DISENTANGLED = "a part of the scores besides q·kᵀ depends on the tokens"
 
 
-def export(name: str, exporter: Any, into: Path) -> Exported:
-    family = BY_NAME[name]
+def export(name: str, exporter: Any, into: Path, **other: Any) -> Exported:
+    """Return a family as an exporter writes it, with ``other`` fields of its row."""
+    family = replace(BY_NAME[name], **other)
     case = Case(family=family, exporter=exporter, implementation=family.implementations[-1])
     done = exported(case, folder(into / "exports"))
     assert done.error is None
@@ -199,6 +202,26 @@ def test_one_segment_changes_nothing(name: str, exporter: Any, tmp_path: Path) -
     whole = np.asarray(onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"]).run(None, given)[0])
     seen = given["attention_mask"].astype(bool)  # what padding gives is nobody's business
     np.testing.assert_allclose(run(out, given)[seen], whole[seen], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_torch_programs_are_decomposed_alike(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch graphs need the extra `torch`")
+    family, rule = BY_NAME[name], "decompose-encoder:layers=1,separator=90"
+    case = Case(family=family, exporter=DYNAMO, implementation=family.implementations[-1])
+    module, args, values = module_of(case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, values, **dynamic("dynamo", args, 64))
+    report = rewriter.apply(program, [rule], inputs=values)
+    assert report.rewritten == 1, report.declined
+    rewriter.apply(export(name, DYNAMO, tmp_path).path, [rule], output=tmp_path / "out.onnx", verify=False)
+    given = feeds(args, {"batch": 3, "length": 13}, "right")
+    given["input_ids"][:, 4] = 90
+    seen, right = given["attention_mask"].astype(bool), run(tmp_path / "out.onnx", given)
+    with torch.no_grad():
+        ours = report.result.module()(*(torch.from_numpy(given[arg.name]) for arg in args))
+    np.testing.assert_allclose(ours.numpy()[seen], right[seen], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from models import EXPORTS, MODELS, SENTENCE, Export, Model, exported, located, unrounded
 from test_encoder import DYNAMO, LEGACY, Exported, encoder, export, saved
 
 import rewriter
@@ -24,20 +25,36 @@ both = pytest.mark.parametrize("exporter", [LEGACY, DYNAMO], ids=lambda e: e.nam
 
 
 def run(model: Path, given: Feeds) -> np.ndarray:
+    """Return the last output of a model."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {i.name: given[i.name] for i in session.get_inputs()})[0])
+    return np.asarray(session.run(None, {i.name: given[i.name] for i in session.get_inputs()})[-1])
 
 
-def sides(manifest: dict[str, Any], batch: int, length: int) -> tuple[Feeds, Feeds]:
+def sides(
+    manifest: dict[str, Any], batch: int, length: int, separator: int = SEPARATOR, words: int = 80
+) -> tuple[Feeds, Feeds]:
     """Return questions that end in a separator, padded to N, and passages padded to ``length``."""
     rng = np.random.default_rng(length)
-    asked, told = rng.integers(1, 80, (batch, N)), rng.integers(1, 80, (batch, length))
+    asked, told = rng.integers(3, words, (batch, N)), rng.integers(3, words, (batch, length))  # 0 to 2 are special
     ends = np.array([N, *rng.integers(1, N + 1, batch - 1)])[:, None]
     lengths = np.array([length, *rng.integers(1, length + 1, batch - 1)])[:, None]
-    asked[np.arange(N) == ends - 1] = SEPARATOR
+    asked[np.arange(N) == ends - 1] = separator
     asked[np.arange(N) >= ends] = manifest["filler"]["input_ids"]
     masks = (np.arange(N) < ends).astype(np.int64), (np.arange(length) < lengths).astype(np.int64)
-    return ({"input_ids": x, "attention_mask": m} for x, m in zip((asked, told), masks, strict=True))  # type: ignore
+    first, second = ({"input_ids": x, "attention_mask": m} for x, m in zip((asked, told), masks, strict=True))
+    return first, second
+
+
+def check_parts(folder: Path, parts: tuple[Feeds, Feeds], expected: np.ndarray) -> None:
+    """Compare the three models with what one gives; what padding gives is nobody's business."""
+    seen = np.concatenate([part["attention_mask"] for part in parts], axis=1).astype(bool)
+    got = in_parts(folder, json.loads((folder / "manifest.json").read_text()), parts)
+    got, expected = (x[seen] if x.shape[:2] == seen.shape else x for x in (got, expected))
+    assert np.abs(got - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
+
+
+def joined(parts: tuple[Feeds, Feeds]) -> Feeds:
+    return {kind: np.concatenate([part[kind] for part in parts], axis=1) for kind in parts[0]}
 
 
 def in_parts(folder: Path, manifest: dict[str, Any], parts: tuple[Feeds, Feeds]) -> np.ndarray:
@@ -63,12 +80,31 @@ def test_split_is_the_one_graph_form(name: str, layers: int, exporter: Any, tmp_
     assert rewriter.apply(done.path, [rule], output=whole, verify=False).rewritten == 1
     session = kernels.session(whole)
     for batch, length in ((1, 1), (1, 17), (3, 11), (2, 30)):
-        parts = tuple(sides(manifest, batch, length))
-        given = {kind: np.concatenate([part[kind] for part in parts], axis=1) for kind in parts[0]}
-        expected = np.asarray(session.run(None, given)[0])
-        seen = given["attention_mask"].astype(bool)
-        got = in_parts(folder, manifest, parts)  # type: ignore[arg-type]
-        assert np.abs(got - expected)[seen].max() <= 1e-5 * max(1.0, np.abs(expected)[seen].max())
+        parts = sides(manifest, batch, length)
+        check_parts(folder, parts, np.asarray(session.run(None, joined(parts))[0]))
+
+
+FIRST = {"roberta": 1, "mpnet": 2}  # the place of a first token, where it is not 0
+
+
+@both
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra", "mpnet", "albert"])
+def test_split_with_restarted_positions_is_the_one_graph_form(name: str, exporter: Any, tmp_path: Path) -> None:
+    """The one graph is exported with its positions as an input, which is given those of each segment.
+
+    Rotary positions (ModernBERT) restart below the cut alone; an input of the one graph would reach the layers above.
+    """
+    folder, whole = tmp_path / "split", tmp_path / "whole.onnx"
+    rewriter.split(export(name, exporter, tmp_path).path, 1, N, folder, positions="restart")
+    rule = f"decompose-encoder:layers=1,separator={SEPARATOR}"
+    placed = export(name, exporter, tmp_path, inputs="text+places").path
+    assert rewriter.apply(placed, [rule], output=whole, verify=False).rewritten == 1
+    session = kernels.session(whole)
+    for batch, length in ((1, 1), (1, 17), (3, 11), (2, 30)):
+        parts = sides(json.loads((folder / "manifest.json").read_text()), batch, length)
+        places = np.concatenate([np.arange(N), np.arange(length)]) + FIRST.get(name, 0)
+        given = {**joined(parts), "position_ids": np.tile(places, (batch, 1))}
+        check_parts(folder, parts, np.asarray(session.run(None, given)[0]))
 
 
 @both
@@ -142,12 +178,78 @@ def test_bad_options_get_a_sentence(options: dict[str, Any], says: str, tmp_path
     assert sorted(tmp_path.iterdir()) == before  # nothing is left behind
 
 
+DISENTANGLED = "a part of the scores besides q·kᵀ depends on the tokens"
+NO_ENCODER = "no encoder over looked-up tokens"
+
+
+@both
 @pytest.mark.parametrize(
-    ("name", "says"), [("deberta", "besides q·kᵀ depends on the tokens"), ("gpt2", "no encoder over looked-up tokens")]
+    ("name", "says"), [("deberta", DISENTANGLED), ("deberta-v2", DISENTANGLED), ("gpt2", NO_ENCODER)]
 )
-def test_what_is_no_encoder_is_not_split(name: str, says: str, tmp_path: Path) -> None:
+def test_what_is_no_encoder_is_not_split(name: str, says: str, exporter: Any, tmp_path: Path) -> None:
     with pytest.raises(GraftError, match=says):
-        rewriter.split(export(name, DYNAMO, tmp_path).path, 1, N, tmp_path / "split")
+        rewriter.split(export(name, exporter, tmp_path).path, 1, N, tmp_path / "split")
+
+
+SEP, WORDS = 102, 30522  # of BERT's words, which the models below share
+READ = {"minilm-int8": (SEP, WORDS), "paraphrase-minilm": (SEP, WORDS), "t5-encoder": (1, 32000)}
+NOT_READ = {"deberta-nli": DISENTANGLED}
+
+
+def check_model(path: Path, layers: int, separator: int, words: int, folder: Path) -> None:
+    """Compare a split that keeps positions with the one-graph form, several batches and lengths."""
+    rewriter.split(path, layers, N, folder / "split")
+    manifest = json.loads((folder / "split" / "manifest.json").read_text())
+    assert manifest["ids"] == "input_ids"
+    rule = f"decompose-encoder:layers={layers},separator={separator}"
+    assert rewriter.apply(path, [rule], output=folder / "whole.onnx", verify=False).rewritten == 1
+    session = kernels.session(folder / "whole.onnx")
+    for batch, length in ((1, 1), (1, 40), (3, 23)):
+        parts = sides(manifest, batch, length, separator, words)
+        for n, part in enumerate(parts):
+            part.update({name: np.full_like(part["input_ids"], n) for name in manifest["filler"] if name not in part})
+        check_parts(folder / "split", parts, np.asarray(session.run(None, joined(parts))[-1]))
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("export", [e for e in EXPORTS if e.weights is SENTENCE], ids=lambda export: export.name)
+def test_a_real_export_is_split(export: Export, tmp_path: Path) -> None:
+    check_model(exported(export, tmp_path), 4, SEP, WORDS, tmp_path)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("model", [m for m in MODELS if m.name in READ], ids=lambda model: model.name)
+def test_a_real_model_is_split(model: Model, tmp_path: Path) -> None:
+    path = unrounded(model.path(), tmp_path) if model.rounded else model.path()
+    check_model(path, 2, *READ[model.name], tmp_path)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("model", [m for m in MODELS if m.name in NOT_READ], ids=lambda model: model.name)
+def test_a_real_model_with_disentangled_attention_is_not_split(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(GraftError, match=NOT_READ[model.name]):
+        rewriter.split(model.path(), 1, N, tmp_path / "split")
+
+
+@pytest.mark.models
+def test_restarted_positions_are_those_of_the_paper(tmp_path: Path) -> None:
+    """The paper's algorithm in torch: each segment alone through the lower layers, then both through the upper ones."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    rewriter.split(exported(EXPORTS[0], tmp_path), 4, N, tmp_path / "split", positions="restart")
+    folder = located(SENTENCE.package, SENTENCE.file).parent
+    bert = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    for batch, length in ((1, 1), (3, 23)):
+        manifest = json.loads((tmp_path / "split" / "manifest.json").read_text())
+        parts = sides(manifest, batch, length, SEP, WORDS)
+        with torch.no_grad():
+            given = [{name: torch.from_numpy(x) for name, x in part.items()} for part in parts]
+            masks = [(1.0 - part["attention_mask"][:, None, None, :].float()) * -1e30 for part in given]
+            states = [bert.embeddings(input_ids=part["input_ids"]) for part in given]
+            for n, layer in enumerate(bert.encoder.layer):
+                if n == 4:
+                    states, masks = [torch.cat(states, 1)], [torch.cat(masks, 3)]
+                states = [layer(x, mask) for x, mask in zip(states, masks, strict=True)]
+        check_parts(tmp_path / "split", parts, states[0].numpy())
 
 
 def test_a_fixed_length_is_not_split(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_ops import SAMPLES
 
@@ -95,6 +95,7 @@ def dense(q: Any, k: Any, v: Any, bias: Any = None, causal: bool = False) -> Any
     bias=st.sampled_from(["", "1 1 1 t", "b 1 t t", "1 h t t", "b h t 1", "t t"]),
     room=st.sampled_from([9, 300, 1 << 20]),
 )  # fmt: skip
+@example(seed=0, b=1, g=1, group=1, t=10, d=1, e=1, causal=True, bias="", room=300)  # gradients in smaller chunks
 def test_all_keys_chosen_is_dense_attention(
     seed: int, b: int, g: int, group: int, t: int, d: int, e: int, causal: bool, bias: str, room: int,
 ) -> None:  # fmt: skip

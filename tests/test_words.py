@@ -160,3 +160,11 @@ def test_half_of_an_axis_is_repeated_along_the_rest() -> None:
     assert out.shape == (2 * n, 3)
     unknown = layout.Atom("b", n)
     assert layout.arrange(mask, ((window,), (s,)), ((unknown, window), (s,))) is None
+
+
+def test_what_an_expression_prints_does_not_grow() -> None:
+    """A failed assert prints both sides; arguments are shared, so that printed in full 40 levels would not end."""
+    x = Expr("input", shape=(2,), dtype=np.dtype(np.float32))
+    for _ in range(40):
+        x = make("add", x, x)
+    assert repr(x) == "<add(add, add) float32 (2,)>"

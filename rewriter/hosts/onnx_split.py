@@ -113,7 +113,8 @@ class Stream:
         known = {name for x in (self.batch, self.length) for name in _names(x)}
         for length in shape:
             if length != self.length and (_names(length) & _names(self.length) or not _names(length) <= known):
-                raise GraftError(f"a length of {value.name} is {length}, which cannot be split")
+                said = "not known" if "?" in str(length) else str(length)
+                raise GraftError(f"a length of {value.name} is {said}, so it cannot be split")
         return [axis for axis, length in enumerate(shape) if length == self.length]
 
 

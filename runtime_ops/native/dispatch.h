@@ -63,8 +63,11 @@ const typename Op::Row* forced_row(const Problem& p, const char* name, std::stri
 template <class Op>
 const typename Op::Row* pick(const typename Op::Args* args, const char* isa, const graft_pool* pool,
                              typename Op::Plan* plan, std::string* error) {
-  *error = make_plan(*args, pool, plan);
-  if (!error->empty()) return nullptr;
+  const std::string refused = make_plan(*args, pool, plan);
+  if (!refused.empty()) {
+    *error = std::string(Op::name) + ": " + refused;
+    return nullptr;
+  }
   if (isa != nullptr && *isa != '\0') return forced_row<Op>(plan->problem, isa, error);
   return best_row<Op>(plan->problem, error);
 }

@@ -1,6 +1,8 @@
 // Reading of ONNX Runtime's attributes, tensors and shapes, for every operator.
 #include "ort_call.h"
 
+#include <math.h>
+
 #include <atomic>
 
 namespace graft {
@@ -192,6 +194,50 @@ void set_shape(OrtShapeInferContext* context, Shape shape) {
   check(ort::call(g_api, ort::SetDimensions, raw, static_cast<const int64_t*>(shape.lengths.data()), rank));
   check(ort::call(g_api, ort::SetSymbolicDimensions, raw, shape.names.data(), rank));
   check(ort::call(g_api, ort::ShapeInferContext_SetOutputTypeShape, context, size_t{0}, raw));
+}
+
+OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context) {
+  return guarded(op->GetName(op), [&] {
+    Shape q = read_shape(context, 0), v = read_shape(context, 2);
+    // Even where nothing is known the type must be set: otherwise the runtime takes it from the last input.
+    for (Shape* x : {&q, &v}) {
+      if (x->lengths.size() != 4) *x = {x->dtype, {-1, -1, -1, -1}, {"", "", "", ""}};
+    }
+    q.lengths[3] = v.lengths[3], q.names[3] = v.names[3];
+    if (q.lengths[0] == 1) q.lengths[0] = v.lengths[0], q.names[0] = v.names[0];
+    set_shape(context, q);
+  });
+}
+
+void make_attention_output(OrtKernelContext* context, const graft_tensor& q, const graft_tensor& k,
+                           const graft_tensor& v, const char* axes, graft_tensor* out) {
+  if (q.rank != 4 || k.rank != 4 || v.rank != 4) {
+    fail("q, k, v got ranks " + std::to_string(q.rank) + ", " + std::to_string(k.rank) + ", " +
+         std::to_string(v.rank) + ", allowed 4: " + axes);
+  }
+  int64_t b = q.shape[0];
+  for (const graft_tensor* x : {&k, &v}) b = b == 1 ? x->shape[0] : b;
+  *out = {nullptr, q.dtype, 4, {b, q.shape[1], q.shape[2], v.shape[3]}, {}};
+  fill_strides(out);
+  out->data = make_output(context, out->shape, 4);
+}
+
+Scale read_scale(const OrtKernelInfo* info) {
+  Scale scale;
+  scale.given = read_attribute(info, "scale", &scale.value);
+  if (!isfinite(scale.value)) refuse_attribute("scale", std::to_string(scale.value), "a finite number");
+  return scale;
+}
+
+float scale_for(const Scale& scale, const graft_tensor& q) {
+  return scale.given ? scale.value : 1.0f / sqrtf(static_cast<float>(q.shape[3]));
+}
+
+float read_softcap(const OrtKernelInfo* info) {
+  float softcap = 0.0f;
+  read_attribute(info, "softcap", &softcap);
+  if (softcap >= 0.0f && !isinf(softcap)) return softcap;
+  refuse_attribute("softcap", std::to_string(softcap), "0 (none) or a positive number");
 }
 
 SessionPool::SessionPool(OrtKernelContext* run_context) : pool{this, run_on_session, 0}, context(run_context) {}

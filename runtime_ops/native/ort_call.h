@@ -94,6 +94,25 @@ struct Shape {
 Shape read_shape(const OrtShapeInferContext* context, size_t index);
 void set_shape(OrtShapeInferContext* context, Shape shape);
 
+// ---- attention: q [b h s d], k [b g t d] and v [b g t e] are the first inputs, out is [b h s e] ----
+
+// The type and shape of the output, as OpKind::infer; b, h and s are those of q, e that of v.
+OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context);
+
+// Makes *out, its axes included. axes: what the three inputs must be, for the sentence that refuses other ranks.
+void make_attention_output(OrtKernelContext* context, const graft_tensor& q, const graft_tensor& k,
+                           const graft_tensor& v, const char* axes, graft_tensor* out);
+
+// Attribute scale: left out, 1 / sqrt(d).
+struct Scale {
+  bool given = false;
+  float value = 0.0f;
+};
+Scale read_scale(const OrtKernelInfo* info);
+float scale_for(const Scale& scale, const graft_tensor& q);
+
+float read_softcap(const OrtKernelInfo* info);  // 0: none
+
 // ---- threads: the session's own ----
 
 struct SessionPool {

@@ -2,9 +2,10 @@
 #include "plan.h"
 
 #include <math.h>
-#include <string.h>
 
 #include <algorithm>
+
+#include "../refusal.h"
 
 namespace graft {
 namespace {
@@ -13,29 +14,6 @@ constexpr const char* kVariants[] = {"fixed",           "axial-vertical", "axial
                                      "axial-row-major", "logsparse",      "mixture"};
 constexpr const char* kPoolings[] = {"max", "mean"};
 constexpr const char* kRegionLogits[] = {"paper", "counted"};
-
-std::string refuse(const std::string& what, const std::string& got, const std::string& allowed) {
-  return "CombinerAttention: " + what + " got " + got + ", allowed " + allowed;
-}
-
-std::string shape_text(const int64_t* shape, int32_t rank) {
-  std::string text = "[";
-  for (int32_t i = 0; i < rank; ++i) text += (i ? " " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
-template <size_t N>
-std::string find(const char* what, const char* name, const char* const (&names)[N], int* index) {
-  std::string allowed;
-  for (size_t i = 0; i < N; ++i) {
-    if (name != nullptr && strcmp(name, names[i]) == 0) {
-      *index = static_cast<int>(i);
-      return "";
-    }
-    allowed += (i ? ", " : "") + std::string(names[i]);
-  }
-  return refuse(what, name == nullptr ? "nothing" : name, allowed);
-}
 
 struct Wanted {
   const graft_tensor* x;
@@ -51,7 +29,7 @@ std::string check_matrix(const Wanted& want, int32_t dtype, bool shared) {
   }
   const bool batch = x.shape[0] == want.shape[0] || (shared && x.shape[0] == 1);
   if (!batch || !std::equal(x.shape + 1, x.shape + 4, want.shape + 1)) {
-    return refuse(want.name, "shape " + shape_text(x.shape, 4), want.axes + (" = " + shape_text(want.shape, 4)));
+    return refuse(want.name, "shape " + shape_text(x), want.axes + (" = " + shape_text(want.shape, 4)));
   }
   const bool empty = std::find(x.shape, x.shape + 4, 0) != x.shape + 4;
   if (!empty && x.shape[3] > 1 && x.strides[3] != 1) {
@@ -67,7 +45,7 @@ std::string check_mask(const graft_tensor& x, const Combiner& p) {
   bool fits = x.rank == 2;
   for (int i = 0; fits && i < 2; ++i) fits = x.shape[i] == want[i] || x.shape[i] == 1;
   if (fits) return "";
-  return refuse("key_mask", "shape " + shape_text(x.shape, x.rank), "[b t] = " + shape_text(want, 2) + ", or 1");
+  return refuse("key_mask", "shape " + shape_text(x), "[b t] = " + shape_text(want, 2) + ", or 1");
 }
 
 std::string check_tensors(const graft_combiner_attention& a, Combiner* p) {
@@ -103,9 +81,9 @@ std::string check_tensors(const graft_combiner_attention& a, Combiner* p) {
 
 std::string check_attributes(const graft_combiner_attention& a, Combiner* p) {
   int variant = 0, pooling = 0, region_logit = 0;
-  std::string error = find("variant", a.variant, kVariants, &variant);
-  if (error.empty()) error = find("pooling", a.pooling, kPoolings, &pooling);
-  if (error.empty()) error = find("region_logit", a.region_logit, kRegionLogits, &region_logit);
+  std::string error = find_word("variant", a.variant, kVariants, &variant);
+  if (error.empty()) error = find_word("pooling", a.pooling, kPoolings, &pooling);
+  if (error.empty()) error = find_word("region_logit", a.region_logit, kRegionLogits, &region_logit);
   if (!error.empty()) return error;
   if (a.span < 0) return refuse("span", std::to_string(a.span), "0 (chosen by length) or more");
   if (!isfinite(a.scale)) return refuse("scale", std::to_string(a.scale), "a finite number");

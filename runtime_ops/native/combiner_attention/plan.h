@@ -12,7 +12,7 @@ struct CombinerPlan {
   Combiner problem;
 };
 
-// An empty string, or what was met, what is allowed, and where.
+// An empty string, or what was met and what is allowed.
 std::string make_plan(const graft_combiner_attention& args, const graft_pool* pool, CombinerPlan* plan);
 
 }  // namespace graft

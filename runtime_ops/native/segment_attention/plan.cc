@@ -1,17 +1,11 @@
 // Checks the arguments of SegmentAttention. All but the segments are those of TopKAttention, and checked there.
 #include "plan.h"
 
+#include "../refusal.h"
 #include "../topk_attention/plan.h"
 
 namespace graft {
 namespace {
-
-std::string refuse(const std::string& what, const std::string& got, const std::string& allowed) {
-  return "SegmentAttention: " + what + " got " + got + ", allowed " + allowed;
-}
-
-// A sentence of TopKAttention's, said of this operation.
-std::string renamed(const std::string& error) { return "SegmentAttention" + error.substr(error.find(':')); }
 
 std::string check_segments(const Problem& all, graft_tensor* x) {
   if (all.s != all.t) {
@@ -24,8 +18,7 @@ std::string check_segments(const Problem& all, graft_tensor* x) {
     if (x->shape[i] == 1) {
       x->strides[i] = 0;
     } else if (x->shape[i] != lengths[i]) {
-      return refuse("segments", "[" + std::to_string(x->shape[0]) + " " + std::to_string(x->shape[1]) + "]",
-                    "[b t] = [" + std::to_string(all.b) + " " + std::to_string(all.t) + "], or 1 along an axis");
+      return refuse("segments", shape_text(*x), "[b t] = " + shape_text(lengths, 2) + ", or 1 along an axis");
     }
   }
   if (x->data == nullptr && all.b * all.t != 0) return refuse("segments", "no data", "a pointer to its elements");
@@ -48,7 +41,7 @@ std::string make_plan(const graft_segment_attention& args, const graft_pool* poo
   p.pool = pool;
   Plan all;
   std::string error = make_plan(whole(args), pool, &all);
-  if (!error.empty()) return renamed(error);
+  if (!error.empty()) return error;
   error = check_segments(all.problem, &p.args.segments);
   if (!error.empty()) return error;
   const graft_topk_attention& checked = all.problem.args;

@@ -12,7 +12,7 @@ struct SegmentPlan {
   SegmentProblem problem;
 };
 
-// An empty string, or what was met, what is allowed, and where.
+// An empty string, or what was met and what is allowed.
 std::string make_plan(const graft_segment_attention& args, const graft_pool* pool, SegmentPlan* plan);
 
 }  // namespace graft

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "kernels.h"
+#include "../refusal.h"
 #include "../vector/math.h"
 
 namespace graft {
@@ -12,16 +13,6 @@ namespace {
 constexpr int64_t kShortQuery = 32;  // below this, query heads of one key head are worked on together
 
 bool is_float(int32_t dtype) { return dtype == GRAFT_F32 || dtype == GRAFT_F16 || dtype == GRAFT_BF16; }
-
-std::string shape_text(const graft_tensor& x) {
-  std::string text = "[";
-  for (int32_t i = 0; i < x.rank; ++i) text += (i ? " " : "") + std::to_string(x.shape[i]);
-  return text + "]";
-}
-
-std::string refuse(const std::string& what, const std::string& got, const std::string& allowed) {
-  return "TopKAttention: " + what + " got " + got + ", allowed " + allowed;
-}
 
 std::string check_matrix(const graft_tensor& x, const char* name, const char* axes, int32_t dtype) {
   const std::string what = name;
@@ -50,6 +41,10 @@ std::string check_attributes(const graft_topk_attention& a) {
   }
   if (!isfinite(a.scale)) return refuse("scale", std::to_string(a.scale), "a finite number");
   if (a.causal != 0 && a.causal != 1) return refuse("causal", std::to_string(a.causal), "0 or 1");
+  if (a.window < 0) return refuse("window", std::to_string(a.window), "0 (none) or more");
+  if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN) {
+    return refuse("no_key", std::to_string(a.no_key), "0 (zero) or 1 (mean)");
+  }
   return "";
 }
 
@@ -177,16 +172,15 @@ std::string check_data(const Problem& p) {
   return "";
 }
 
-}  // namespace
-
-std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan) {
+// kind: the element type of k and v.
+std::string plan_for(const graft_topk_attention& args, const graft_pool* pool, int32_t kind, Plan* plan) {
   Problem& p = plan->problem;
   p = Problem{};
   p.args = args;
   p.pool = pool;
   std::string error = check_matrix(args.q, "q", "[b h s d]", args.q.dtype);
-  if (error.empty()) error = check_matrix(args.k, "k", "[b g t d]", args.q.dtype);
-  if (error.empty()) error = check_matrix(args.v, "v", "[b g t e]", args.q.dtype);
+  if (error.empty()) error = check_matrix(args.k, "k", "[b g t d]", kind);
+  if (error.empty()) error = check_matrix(args.v, "v", "[b g t e]", kind);
   if (error.empty()) error = check_matrix(args.out, "out", "[b h s e]", args.q.dtype);
   if (error.empty()) error = check_attributes(args);
   if (error.empty()) error = check_shapes(args, &p);
@@ -202,6 +196,16 @@ std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, 
   p.top_k = args.top_k < p.t ? args.top_k : 0;
   resolve_bias(plan);
   return "";
+}
+
+}  // namespace
+
+std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan) {
+  return plan_for(args, pool, args.q.dtype, plan);
+}
+
+std::string make_wide_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan) {
+  return plan_for(args, pool, args.k.dtype, plan);
 }
 
 Proofs g_proofs;

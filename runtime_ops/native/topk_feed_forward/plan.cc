@@ -1,9 +1,9 @@
 // Checks the arguments of TopKFeedForward and works out what all kernels need to know.
 #include "plan.h"
 
-#include <string.h>
-
 #include <algorithm>
+
+#include "../refusal.h"
 
 namespace graft {
 namespace {
@@ -13,29 +13,6 @@ constexpr int64_t kCoefficients = int64_t{8} << 20, kFewestTokens = 32, kEnoughT
 
 constexpr const char* kActivations[] = {"relu", "gelu", "gelu_tanh", "gelu_quick", "silu", "relu_squared", "mish"};
 constexpr const char* kSelections[] = {"preactivation", "magnitude", "contribution"};
-
-std::string refuse(const std::string& what, const std::string& got, const std::string& allowed) {
-  return "TopKFeedForward: " + what + " got " + got + ", allowed " + allowed;
-}
-
-std::string shape_text(const int64_t* shape, int32_t rank) {
-  std::string text = "[";
-  for (int32_t i = 0; i < rank; ++i) text += (i ? " " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
-template <size_t N>
-std::string find(const char* what, const char* name, const char* const (&names)[N], int* index) {
-  std::string allowed;
-  for (size_t i = 0; i < N; ++i) {
-    if (name != nullptr && strcmp(name, names[i]) == 0) {
-      *index = static_cast<int>(i);
-      return "";
-    }
-    allowed += (i ? ", " : "") + std::string(names[i]);
-  }
-  return refuse(what, name == nullptr ? "nothing" : name, allowed);
-}
 
 struct Wanted {
   const graft_tensor* x;
@@ -55,7 +32,7 @@ std::string check_tensor(const Wanted& want, int32_t dtype) {
     return refuse(want.name, "element type " + std::to_string(x.dtype), "the type of x, " + std::to_string(dtype));
   }
   if (!std::equal(x.shape, x.shape + x.rank, want.shape)) {
-    return refuse(want.name, "shape " + shape_text(x.shape, x.rank),
+    return refuse(want.name, "shape " + shape_text(x),
                   std::string(want.axes) + " = " + shape_text(want.shape, want.rank));
   }
   const int32_t last = x.rank - 1;
@@ -99,8 +76,8 @@ std::string check_attributes(const graft_topk_feed_forward& a, FeedForward* p) {
   if (a.top_k < 0) return refuse("k", std::to_string(a.top_k), "0 (every neuron) or more");
   if (a.chunk < 0) return refuse("chunk", std::to_string(a.chunk), "0 (the library's choice) or more");
   int activation = 0, select_by = 0;
-  std::string error = find("activation", a.activation, kActivations, &activation);
-  if (error.empty()) error = find("select_by", a.select_by, kSelections, &select_by);
+  std::string error = find_word("activation", a.activation, kActivations, &activation);
+  if (error.empty()) error = find_word("select_by", a.select_by, kSelections, &select_by);
   p->activation = static_cast<Activation>(activation);
   p->select_by = static_cast<SelectBy>(select_by);
   return error;

@@ -12,7 +12,7 @@ struct FeedForwardPlan {
   FeedForward problem;
 };
 
-// An empty string, or what was met, what is allowed, and where.
+// An empty string, or what was met and what is allowed.
 std::string make_plan(const graft_topk_feed_forward& args, const graft_pool* pool, FeedForwardPlan* plan);
 
 }  // namespace graft

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +54,7 @@ def position(expr: Expr, axes: layout.Axes) -> Position | None:
         return position(*inner)
     if expr.word == "cast":
         return position(expr.args[0], have)
-    if expr.word == "range":
-        return _counted(expr, have)
-    return _combined(expr, have)
+    return _ROWS.get(expr.word, _combined)(expr, have)
 
 
 def _constant(expr: Expr) -> Position | None:
@@ -70,6 +69,21 @@ def _constant(expr: Expr) -> Position | None:
 def _scalar(x: Expr) -> Expr:
     x = x if x.dtype == np.dtype(np.int64) else make("cast", x, to=np.dtype(np.int64))
     return make("squeeze", x, axes=tuple(range(x.rank))) if x.rank else x
+
+
+def _listed(expr: Expr, have: layout.Axes) -> Position | None:
+    """Read numbers that count, such as a range over an axis of fixed length."""
+    values = expr.known
+    if values is None:
+        return None
+    long = [axis for axis, n in zip(have, values.shape, strict=True) if n != 1]
+    if len(long) != 1 or len(long[0]) != 1 or values.dtype.kind not in "iu":
+        return None
+    (atom,) = long[0]
+    flat = values.reshape(-1)
+    if atom.name not in ("s", "t") or atom.size != flat.size or not bool((np.diff(flat) == 1).all()):
+        return None
+    return Position(s=int(atom.name == "s"), t=int(atom.name == "t"), rest=const(int(flat[0])))
 
 
 def _counted(expr: Expr, have: layout.Axes) -> Position | None:
@@ -101,6 +115,9 @@ def _combined(expr: Expr, have: layout.Axes) -> Position | None:
         if (one.s, one.t) == (0, 0) and isinstance(one.length, int):
             return other.times(one.length)
     return None
+
+
+_ROWS: Mapping[str, Callable[[Expr, layout.Axes], Position | None]] = {"range": _counted, "const": _listed}
 
 
 def never_negative(length: Dim) -> bool:

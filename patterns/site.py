@@ -135,8 +135,9 @@ class FeedForwardSite:
         out: the result, after ``b_out``; the same rows as x, perhaps in another order.
         quantised: None, or the operators that round its numbers to few bits: the formula holds up to that rounding.
         stored: None, or the element type that weights are worked out from if that is none of floats.
+        inner: the tensor [… f] that the second product reads.
         node: the node of the second product.
-        leaks: readers of the inner tensor [… f] besides the second product.
+        leaks: readers of the inner tensor besides the second product.
         steps: how it was read.
     """
 
@@ -152,6 +153,7 @@ class FeedForwardSite:
     out: Operand
     quantised: str | None
     stored: str | None
+    inner: Operand = field(compare=False)
     node: Any = field(compare=False)
     leaks: Sequence[str] = field(compare=False, default=())
     steps: Sequence[Step] = field(compare=False, default=())

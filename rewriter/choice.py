@@ -11,7 +11,7 @@ from rewriter import sessions
 from rewriter.errors import DeclinedError, GraftError
 from rewriter.plan import Keeps, Plan, Rule
 from rewriter.reading import Reading
-from rewriter.report import Refusal
+from rewriter.report import Caution, Refusal
 from runtime_ops import kernels
 from runtime_ops.interpret import has_handle, topological
 
@@ -24,6 +24,15 @@ class Edit:
     limits: dict[str, Plan] = field(default_factory=dict)
     rules: dict[str, Rule] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
+
+    def cautions(self, reading: Reading) -> list[Caution]:
+        """Return what rules warn of, each sentence once with all its sites."""
+        sites: dict[tuple[str, str], list[str]] = {}
+        for name, rule in self.rules.items():
+            warning = rule.warns(reading.sites[name], rule.given)
+            if warning is not None:
+                sites.setdefault((rule.name, warning), []).append(name)
+        return [Caution(sites=names, rule=rule, warning=warning) for (rule, warning), names in sites.items()]
 
 
 def choose(reading: Reading, rules: Sequence[Rule], selected: set[str], barred: Mapping[tuple[str, str], str]) -> Edit:

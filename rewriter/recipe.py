@@ -136,6 +136,7 @@ class _Job:
             kernels={site: choice.kernel(plan) for site, plan in edit.plans.items()},
             output=None if self.output is None or result is None else str(self.output),
             verify=check,
+            warnings=edit.cautions(reading),
             plan=[f"{site}: {edit.rules[site]}: {plan}" for site, plan in edit.plans.items()],
             result=result,
         )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rewriter.doctor import Check, DoctorReport, KernelRow
 from rewriter.report import (
+    Activity,
     ApplyCheck,
     ApplyReport,
     BenchCase,
     BenchReport,
     CacheReport,
+    Caution,
+    Count,
     DeclineRow,
+    DistillReport,
     OutputError,
     Refusal,
     Report,
@@ -44,11 +50,20 @@ SITE = SiteRow(
     softcap=None,
     anchor=ANCHOR,
 )
+NEURONS = Count(median=612, most=1_536)
+BLOCK = replace(
+    SITE,
+    id="feed-forward.0",
+    kind="feed-forward",
+    reads_as="gelu(x·w + b)·w_out + b_out",
+    mask=None,
+    activity=Activity(tokens=262_144, positive=0.2125, nonzero=NEURONS, largest={0.99: NEURONS, 0.999: NEURONS}),
+)
 SHOW = ShowReport(
     model="model.onnx",
     host="onnx",
     opset=17,
-    sites=[SITE],
+    sites=[SITE, BLOCK],
     declines=[DeclineRow(kind="softmax", anchor="/head/Softmax", reason=REASON, at="/head/ReduceMax")],
 )
 WHY = WhyReport(
@@ -87,6 +102,7 @@ APPLY = ApplyReport(
         approximation=VERIFY,
         rolled_back=["attention.2"],
     ),
+    warnings=[Caution(sites=["attention.0", "attention.1"], rule="topk-attention", warning=REASON)],
     plan=["attention.0: topk-attention:k=4: out := TopKAttention(q, k, v, k=4)"],
 )
 TIMING = Timing(median_ms=1234.567, min_ms=1200.0, peak_mb=2048.25)
@@ -105,6 +121,9 @@ SPLIT = SplitReport(
     bytes_per_token=3072,
 )
 CACHE = CacheReport(store="passages", kind="int8", passages=10_000, new=9_000, kept=10_000, bytes=493_000_000)
+DISTILL = DistillReport(
+    teacher="exported program", steps=2, losses=[{"kd": 0.13, "lrs": 0.037}, {"kd": 0.011, "lrs": 0.019}]
+)
 DOCTOR = DoctorReport(
     python="3.11.7",
     platform="Linux x86_64",
@@ -126,4 +145,4 @@ DOCTOR = DoctorReport(
         Check(name="kernel library", passed=False, found="ABI 9, not 1", advice="reinstall attn-graft"),
     ],
 )
-REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DOCTOR)
+REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DISTILL, DOCTOR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -11,6 +12,7 @@ from test_spellings import check_numbers
 
 import rewriter
 from rewriter.errors import GraftError
+from rewriter.render import text
 
 EXACT = "combiner-attention:variant=fixed,span=1073741824"
 REASONS = (
@@ -50,6 +52,32 @@ def test_takes(id: str, variant: str, tmp_path: Path) -> None:
     assert report.verify is not None
     assert report.verify.rewrite.passed  # at the limit, where it is exact
     assert report.verify.approximation is not None
+
+
+@pytest.mark.parametrize("id", TAKES)
+def test_rotary_keys_are_taken_with_a_warning(id: str, tmp_path: Path) -> None:
+    onnx.save(written(id), tmp_path / "original.onnx")
+    rotary = id == "rotary-halves"
+    report = rewriter.apply(tmp_path / "original.onnx", ("combiner-attention", "exact-attention"), dry_run=True)
+    assert [(row.sites, row.rule) for row in report.warnings] == [(["attention.0"], "combiner-attention")] * rotary
+    assert ("\nwarnings:\n  attention.0: combiner-attention: its keys carry rotary" in text(report)) == rotary
+    assert ("applies; its keys carry rotary" in text(rewriter.why(tmp_path / "original.onnx"))) == rotary
+    exact = rewriter.apply(tmp_path / "original.onnx", ("exact-attention",), dry_run=True)
+    assert exact.warnings == []
+
+
+def test_a_causal_mask_of_fixed_length_is_taken() -> None:
+    torch = pytest.importorskip("torch", reason="torch graphs need the extra `torch`")
+
+    class Causal(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, q: Any, k: Any, v: Any) -> Any:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    inputs = tuple(torch.randn(2, 3, 40, 8) for _ in range(3))  # 40 · 40: too many for a mask that is known
+    for graph in (torch.fx.symbolic_trace(Causal()), torch.export.export(Causal(), inputs)):
+        report = rewriter.apply(graph, [EXACT], inputs=inputs)
+        assert report.rewritten == 1, report.declined
+        assert "causal=1" in report.plan[0]
 
 
 REFUSES = {

@@ -449,7 +449,7 @@ def test_refusals_say_what_is_allowed(name: str) -> None:
 def test_rows_are_complete_and_ranked() -> None:
     rows = kernels.kernels()
     assert {"op", "name", "isa", "dtypes", "limits", "rank", "usable", "reason"} <= set(rows[0])
-    operations = {"TopKAttention", "TopKFeedForward", "CombinerAttention", "SegmentAttention"}
+    operations = {"TopKAttention", "TopKFeedForward", "CombinerAttention", "SegmentAttention", "ExpandedAttention"}
     assert {row["op"] for row in rows} == operations
     assert len({(row["op"], row["rank"]) for row in rows}) == len(rows)
     for op in {row["op"] for row in rows}:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from plain_attention import attention, segment_attention
+from plain_attention import attention, expanded_attention, segment_attention
 from plain_combiner import combiner
 from plain_feed_forward import feed_forward
 
@@ -40,12 +40,14 @@ IN_C: dict[str, Callable[..., np.ndarray]] = {
     "TopKFeedForward": kernels.run_topk_feed_forward,
     "SegmentAttention": kernels.run_segment_attention,
     "CombinerAttention": kernels.run_combiner_attention,
+    "ExpandedAttention": kernels.run_expanded_attention,
 }
 PLAIN: dict[str, Callable[..., np.ndarray]] = {
     "TopKAttention": attention,
     "TopKFeedForward": feed_forward,
     "SegmentAttention": segment_attention,
     "CombinerAttention": combiner,
+    "ExpandedAttention": expanded_attention,
 }
 
 

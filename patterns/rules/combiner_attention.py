@@ -44,6 +44,15 @@ def _why_no_mask(site: AttentionSite) -> str:
     return "it adds a bias to single scores, such as one by distance, and a region has one logit for many keys"
 
 
+def _warns(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
+    if site.rope is None:
+        return None
+    return (
+        "its keys carry rotary positions, and a summary mixes those of a whole region, which the method was not made "
+        "for: look at the error with the options asked for, or fine-tune"
+    )
+
+
 def _plan(site: AttentionSite, given: Mapping[str, Any]) -> Plan:
     inputs = attention_call.operands(site)
     named = {name: inputs[name] for name in ("q", "k", "v", "key_mask")}
@@ -67,4 +76,5 @@ RULE = Rule(
     limit={"variant": "fixed", "span": _WHOLE},
     why_not=_why_not,
     plan=_plan,
+    warns=_warns,
 )

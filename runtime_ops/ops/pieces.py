@@ -48,12 +48,17 @@ def ceiling(a: Expr, b: Expr) -> Expr:
 
 def scores(q: Expr, k: Expr, scale: float | None, softcap: float) -> Expr:
     """Return [b h s t] for q [b h s d] and k [b g t d], scaled (by 1/sqrt(d) if None) and capped."""
+    return scaled(grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), dim(q, 3), scale, softcap)
+
+
+def scaled(products: Expr, d: Expr, scale: float | None, softcap: float) -> Expr:
+    """Return scores from products of queries and keys: scaled (by 1/sqrt(d) if None) and capped."""
     if scale is None:
-        width = make("cast", dim(q, 3), to=np.dtype(np.float32))
+        width = make("cast", d, to=np.dtype(np.float32))
         factor = make("div", const(1.0), make("sqrt", width))
     else:
         factor = const(float(scale))
-    found = make("mul", grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), factor)
+    found = make("mul", products, factor)
     if softcap:
         cap = const(float(softcap))
         found = make("mul", make("tanh", make("div", found, cap)), cap)

@@ -28,18 +28,28 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
         logits = make("add", logits, inputs["bias"])
     if inputs["key_mask"] is not None:
         logits = hide(logits, make("unsqueeze", inputs["key_mask"], axes=(1, 2)))
-    row, key = _places(q, inputs["past_length"]), count(dim(k, 2))
+    return grouped(chosen(hide_far(logits, inputs["past_length"], attrs), attrs), v)
+
+
+def hide_far(logits: Expr, past_length: Expr | None, attrs: Mapping[str, Any]) -> Expr:
+    """Return scores [b h s t] with -inf where causality and window hide a key."""
+    row, key = _places(dim(logits, 2), past_length), count(dim(logits, 3))
     if attrs["causal"]:
         logits = hide(logits, make("le", key, row))
     if attrs["window"]:
         logits = hide(logits, _near(row, key, attrs["window"], bool(attrs["causal"])))
+    return logits
+
+
+def chosen(logits: Expr, attrs: Mapping[str, Any]) -> Expr:
+    """Return the weights of all keys, or of the best; what ``no_key`` says where a row sees none."""
     found = _top(logits, attrs["k"]) if attrs["k"] else weights(logits)
-    return grouped(level(found) if attrs["no_key"] == MEAN else found, v)
+    return level(found) if attrs["no_key"] == MEAN else found
 
 
-def _places(q: Expr, past_length: Expr | None) -> Expr:
+def _places(s: Expr, past_length: Expr | None) -> Expr:
     """Return the place of each query [.. s 1] among the keys."""
-    row = make("unsqueeze", count(dim(q, 2)), axes=(0, 1, 3))
+    row = make("unsqueeze", count(s), axes=(0, 1, 3))
     return row if past_length is None else make("add", row, reshape(past_length, [-1, 1, 1, 1]))
 
 
@@ -153,6 +163,27 @@ def samples() -> Sequence[Sample]:
     return [_sample(id, seed, **rest) for seed, (id, rest) in enumerate(table)]
 
 
+ATTRIBUTES = (
+    Attribute(name="k", kind=int, default=0, doc="keys that each query attends to; 0: all, which is exact"),
+    Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
+    Attribute(name="causal", kind=int, default=0, doc="1: key j is visible to query i if j <= i + past_length"),
+    Attribute(
+        name="window",
+        kind=int,
+        default=0,
+        doc="w > 0: key j is visible to query i only if it is less than w away from i + past_length, "
+        "which with causal leaves it the last w keys; 0: no window",
+    ),
+    Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
+    Attribute(
+        name="no_key",
+        kind=str,
+        default=ZERO,
+        doc="what a query gets that sees no key, because all are hidden or have a bias of -inf: zero; or mean, the "
+        "mean of all t values, which softmax gives where one finite number hides all keys",
+    ),
+)
+
 TOPK_ATTENTION = OpSpec(
     name="TopKAttention",
     doc=__doc__ or "",
@@ -164,26 +195,7 @@ TOPK_ATTENTION = OpSpec(
         Input(name="key_mask", layout="b t", kind="bool", optional=True),
         Input(name="past_length", layout="b", kind="int64", optional=True),
     ),
-    attributes=(
-        Attribute(name="k", kind=int, default=0, doc="keys that each query attends to; 0: all, which is exact"),
-        Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
-        Attribute(name="causal", kind=int, default=0, doc="1: key j is visible to query i if j <= i + past_length"),
-        Attribute(
-            name="window",
-            kind=int,
-            default=0,
-            doc="w > 0: key j is visible to query i only if it is less than w away from i + past_length, "
-            "which with causal leaves it the last w keys; 0: no window",
-        ),
-        Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
-        Attribute(
-            name="no_key",
-            kind=str,
-            default=ZERO,
-            doc="what a query gets that sees no key, because all are hidden or have a bias of -inf: zero; or mean, the "
-            "mean of all t values, which softmax gives where one finite number hides all keys",
-        ),
-    ),
+    attributes=ATTRIBUTES,
     output="b h s e",
     fixed="h g",
     reference=reference,

@@ -32,6 +32,14 @@ struct ExactJob {
   int64_t block_rows;
 };
 
+// Keys and values lie in the same place.
+inline bool one_table(const Problem& p) {
+  const graft_tensor &k = p.args.k, &v = p.args.v;
+  bool same = k.data == v.data && p.d == p.e;
+  for (int i = 0; i < 3; ++i) same = same && k.strides[i] == v.strides[i];
+  return same;
+}
+
 template <class V>
 inline ExactScratch cut_exact(const Problem& p, int64_t block_rows, Arena* arena) {
   constexpr int64_t width = panel_width<V>();
@@ -39,7 +47,7 @@ inline ExactScratch cut_exact(const Problem& p, int64_t block_rows, Arena* arena
   ExactScratch x;
   x.rows = arena->take<float>(most(block_rows * p.d, width * kTile));
   x.k = arena->take<float>(kTile * p.d);
-  x.v = arena->take<float>(kTile * p.e);
+  x.v = arena->take<float>(one_table(p) ? 0 : kTile * p.e);
   x.scores = arena->take<float>(kTile * width);
   x.bias = arena->take<float>(p.row_bias ? kTile * width : 0);
   x.mean = take_mean(p, arena);
@@ -180,7 +188,7 @@ inline void exact_block(const ExactJob& job, const Block& k, void* space) {
   for (int64_t i = 0; i < panels; ++i) begin_panel<V>(p, k, i, x.rows, &x.panels[i]);
   for (Walk walk = walk_keys(p, k, bound); next_tile(&walk, x.tile);) {
     const Rows keys = tile_rows<V>(k, p.args.k, *x.tile, p.d, x.k);
-    const Rows values = tile_rows<V>(k, p.args.v, *x.tile, p.e, x.v);
+    const Rows values = one_table(p) ? keys : tile_rows<V>(k, p.args.v, *x.tile, p.e, x.v);
     for (int64_t i = 0; i < panels; ++i) visit<V>(p, k, keys, values, walk.bias != nullptr, x, &x.panels[i]);
   }
   Mean mean{x.mean, false};

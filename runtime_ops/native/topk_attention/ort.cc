@@ -41,17 +41,7 @@ void read_inputs(OrtKernelContext* context, graft_topk_attention* args) {
 }
 
 OrtStatus* create(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-  return guarded(kName, [&] {
-    TopKAttentionNode a{};
-    read_attribute(info, "k", &a.k);
-    read_attribute(info, "causal", &a.causal);
-    read_attribute(info, "window", &a.window);
-    a.scale = read_scale(info);
-    a.softcap = read_softcap(info);
-    a.no_key = read_no_key(info);
-    check_values(a);
-    *kernel = new TopKAttentionNode(a);
-  });
+  return guarded(kName, [&] { *kernel = new TopKAttentionNode(read_node(info)); });
 }
 
 void destroy(void* kernel) { delete static_cast<TopKAttentionNode*>(kernel); }
@@ -65,6 +55,18 @@ OrtStatus* run_node(void* kernel, OrtKernelContext* context) {
 }
 
 }  // namespace
+
+TopKAttentionNode read_node(const OrtKernelInfo* info) {
+  TopKAttentionNode a{};
+  read_attribute(info, "k", &a.k);
+  read_attribute(info, "causal", &a.causal);
+  read_attribute(info, "window", &a.window);
+  a.scale = read_scale(info);
+  a.softcap = read_softcap(info);
+  a.no_key = read_no_key(info);
+  check_values(a);
+  return a;
+}
 
 graft_topk_attention read_call(const TopKAttentionNode& a, OrtKernelContext* context) {
   graft_topk_attention args{};

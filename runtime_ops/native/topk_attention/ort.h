@@ -13,6 +13,9 @@ struct TopKAttentionNode {
   int32_t no_key;
 };
 
+// Its attributes.
+TopKAttentionNode read_node(const OrtKernelInfo* info);
+
 // Inputs, output and attributes of one run; the output is made here.
 graft_topk_attention read_call(const TopKAttentionNode& node, OrtKernelContext* context);
 

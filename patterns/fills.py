@@ -100,6 +100,10 @@ def _chosen(term: Expr, have: layout.Axes, frame: layout.Axes) -> Fill | None:
             continue
         if fill_number(other) == 0.0 or _zero_where(other, test, yes):
             return Fill(parts=parts(test, have, frame, yes), number=number)
+        inside = layout.aligned(other, have)
+        within = None if inside is None else _read(other, inside, frame)
+        if within is not None and within.number == number:
+            return dataclasses.replace(within, parts=(*parts(test, have, frame, yes), *within.parts))
     return None
 
 

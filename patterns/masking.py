@@ -1,42 +1,31 @@
 """All masks of one attention together: what they say, and which of it may leave the bias for flags of the operation.
 
-The operation hides a key wholly: its weight is 0, and a row without a visible key gives 0. A mask may become such a
-flag only where the original does the same, so:
+The operation hides a key wholly: its weight is 0, and a row without a visible key gives 0 or the mean of all values.
+A mask may become such a flag only where the original does the same, so:
 
 * a fill of -inf may (a row that it hides whole is NaN in the original, or 0 behind a guard; here it is 0);
-* a finite fill may only if it is the only mask and provably leaves every row a key, as a causal mask does. Any other
-  row that is hidden whole averages over *all* keys in the original, which no flag does. It stays a bias.
+* finite fills may if they are even (``patterns.even``), so that a row that is hidden whole averages over all keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from patterns import fills
-from patterns.fills import NEGLIGIBLE, Fill
+from patterns.even import Even, added_up, one_type
+from patterns.fills import Fill
 from patterns.mask import Bias, Causal, Keys, Mask, Window, together
-from patterns.positions import never_negative
 from patterns.site import Unreadable
-from patterns.visible import Part, Parts, to_frame
+from patterns.visible import Part, Parts, masks, to_frame
 from rewriter import layout
 from runtime_ops.words import Expr, const, make
 
 LOWEST = float(np.finfo(np.float32).min)
-SWALLOWS = -1e30  # added to a score, a fill at or below this leaves nothing of it in float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lone:
-    """The only mask so far: causal, with a finite fill that replaces or swallows every hidden score."""
-
-    causal: Causal
-    fill: float
-    enough: float  # the fill must stay at or below this, whatever the scores are multiplied by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +35,25 @@ class Masking:
     Attributes:
         said: every mask and bias that was met.
         causal: proved and passed as a flag; not in ``bias``.
-        keys: bool [b t] of the visible keys, passed as a mask of keys; not in ``bias``.
-        hidden: the same as a bias of 0 and -inf, for what needs it as one.
+        window: how many keys back from the last one that is not ahead are visible; 0: all; likewise.
+        keys: bool [b t] of the visible keys, passed as a mask of keys; likewise.
+        averages: whether a row without a visible key averages over all keys.
+        hidden: what flags say as a bias of 0 and -inf, for what needs it as one.
         bias: what is added, arranged to the frame.
-        lone: a causal mask that may leave the bias if nothing else is met.
+        whole: everything as one bias, once nothing more is met.
+        even: finite masks that may leave the bias if nothing else is met.
         kept: why what was proved stays in the bias.
     """
 
     said: tuple[Mask, ...] = ()
     causal: Causal | None = None
+    window: int = 0
     keys: Expr | None = None
+    averages: bool = False
     hidden: Expr | None = None
     bias: Expr | None = None
-    lone: Lone | None = None
+    whole: Expr | None = None
+    even: Even = field(default_factory=Even)
     kept: str = ""
 
     @property
@@ -69,14 +64,17 @@ class Masking:
     @property
     def fields(self) -> dict[str, Any]:
         """What a site says of its masks."""
-        return {"bias": self.bias, "causal": self.causal, "keys": self.keys, "mask": self.mask}
+        flags = {"causal": self.causal, "window": self.window, "keys": self.keys, "averages": self.averages}
+        return {"bias": self.bias, "whole": self.whole, "mask": self.mask, **flags}
 
     @property
     def verdict(self) -> str:
         """How the operation gets the mask, and why no better."""
-        flags = ["causal"] * (self.causal is not None) + ["key_mask"] * (self.keys is not None)
+        given = {"causal": self.causal, "window": self.window or None, "key_mask": self.keys}
+        flags = [name for name, value in given.items() if value is not None]
         passed = [f"passed as {' and '.join(flags)}"] * bool(flags) + ["added as a bias"] * (self.bias is not None)
-        return " and ".join(passed) + (f": {self.kept}" if self.kept else "")
+        averages = "; rows without a key average over all keys" * self.averages
+        return " and ".join(passed) + averages + (f": {self.kept}" if self.kept else "")
 
     def scaled(self, factor: float) -> Masking:
         """Return this when the scores and all that was added are multiplied by a number."""
@@ -84,36 +82,38 @@ class Masking:
             return self
         now = self if factor > 0 else self.softened()  # else -inf becomes something that hides nothing
         bias = None if now.bias is None else make("mul", now.bias, const(factor, now.bias.dtype))
-        lone = None if now.lone is None else dataclasses.replace(now.lone, fill=now.lone.fill * factor)
-        return dataclasses.replace(now, bias=bias, lone=lone)
+        return dataclasses.replace(now, bias=bias, even=now.even.scaled(factor))
+
+    def cast(self, dtype: np.dtype[Any]) -> Masking:
+        """Return this when the scores and all that was added are cast to another type of floats."""
+        return dataclasses.replace(self, even=self.even.cast(dtype))
 
     def softened(self) -> Masking:
         """Return this with every flag turned into a bias: what follows turns -inf into something else."""
-        reason = "the scores are changed again after it" if self.hidden is not None or self.lone else self.kept
         if self.hidden is None:
-            return dataclasses.replace(self, lone=None, kept=reason)
-        bias = _sum(self.bias, self.hidden)
-        return dataclasses.replace(self, causal=None, keys=None, hidden=None, lone=None, bias=bias, kept=reason)
+            return self
+        reason, bias = "the scores are changed again after it", added_up(self.bias, self.hidden)
+        return dataclasses.replace(self, causal=None, window=0, keys=None, hidden=None, bias=bias, kept=reason)
 
     def clamped(self, floor: float) -> Masking:
         """Return this when the scores are clamped from below at a number that leaves no weight."""
         soft = self.softened()
         if soft.bias is None:
             return soft
-        return dataclasses.replace(soft, bias=make("max", soft.bias, const(floor, soft.bias.dtype)))
+        bias = make("max", soft.bias, const(floor, soft.bias.dtype))
+        return dataclasses.replace(soft, bias=bias, even=soft.even.clamped(floor))
 
     def added(self, term: Expr, axes: layout.Axes, frame: layout.Axes) -> Masking:
         """Return this with a term added to the scores."""
         found = _taken_apart(term, axes, frame)
-        masks = [fill for _, fill in found if fill is not None]
-        if len(found) == 1 or any(fill.number == -np.inf for fill in masks):
-            now = self
+        fills_met = [fill for _, fill in found if fill is not None]
+        now = self
+        if len(found) == 1 or any(fill.number == -np.inf for fill in fills_met):
             for x, fill in found:
-                now = now._soft([Bias(value=x)], x, now.kept) if fill is None else now._filled(fill, x)
-            return now
-        met = [m for x, fill in found for m in (_masks(fill.parts) if fill else [Bias(value=x)])]
-        kept = self._why([p for fill in masks for p in fill.parts], masks[0].number)
-        return self._soft(met, to_frame(term, axes, frame), kept)
+                now = now._soft([Bias(value=x)], x) if fill is None else now._filled(fill, x)
+            return now._still_even(found)
+        met = [m for x, fill in found for m in (masks(fill.parts) if fill else [Bias(value=x)])]
+        return self._soft(met, to_frame(term, axes, frame))._still_even(found)
 
     def replaced(self, test: Expr, yes: bool, found: Parts, number: float) -> Masking:
         """Return this where hidden scores are set to a fill.
@@ -129,80 +129,76 @@ class Masking:
         if number == -np.inf:
             return self._hard(found, _masked(test, None, -np.inf, yes=yes))
         soft = self.softened()
-        lone = _lone(soft, found, number, NEGLIGIBLE)
         small = _smaller(found)
         bias = _masked(test, soft.bias, number, yes=yes) if small is None else _masked(small, soft.bias, number)
-        kept = "" if lone else soft._why(found, number)
-        return dataclasses.replace(soft, said=(*self.said, *_masks(found)), bias=bias, lone=lone, kept=kept)
+        said, even = (*self.said, *masks(found)), soft.even.replaced(found, number)
+        return dataclasses.replace(soft, said=said, bias=bias, even=even)
 
     def finished(self) -> Masking:
-        """Return this when nothing more is met: a lone causal mask that hides no row whole becomes a flag."""
-        if self.lone is None:
-            return self
-        if self.lone.fill > self.lone.enough:
-            return dataclasses.replace(self, kept=f"its fill {self.lone.fill:g} might leave a hidden key some weight")
-        return dataclasses.replace(self, causal=self.lone.causal, bias=None, lone=None, kept="")
+        """Return this when nothing more is met: even masks become flags."""
+        now = dataclasses.replace(self, whole=self.softened().bias)
+        if not any(isinstance(part.mask, Causal | Keys) for part in self.even.parts):
+            return now
+        if self.even.why_not:
+            return dataclasses.replace(now, kept=self.even.why_not)
+        bare = Masking(bias=self.even.beside)._hard(self.even.parts, _masked(_all(self.even.parts), None, -np.inf))
+        averages = not self.even.leaves_a_key
+        return dataclasses.replace(bare, said=self.said, averages=averages, hidden=None, whole=now.whole)
+
+    def _still_even(self, found: Sequence[tuple[Expr, Fill | None]]) -> Masking:
+        """Return this with what is even after several terms were added."""
+        even = self.even
+        for term, fill in found:
+            even = even.beside_it(term) if fill is None else even.added(fill)
+        return dataclasses.replace(self, even=even)
 
     def _filled(self, fill: Fill, term: Expr) -> Masking:
         if not fill.parts:
             return self
         if fill.number == -np.inf:
             return self._hard(fill.parts, term)
-        lone = _lone(self, fill.parts, fill.number, SWALLOWS)
         small = _smaller(fill.parts)
         bias = term if small is None or small.shape == term.shape else _masked(small, None, fill.number, term.dtype)
-        kept = "" if lone else self._why(fill.parts, fill.number)
-        soft = self._soft(_masks(fill.parts), bias, kept)
-        return dataclasses.replace(soft, lone=lone)
+        return self._soft(masks(fill.parts), bias)
 
-    def _soft(self, met: Sequence[Mask], term: Expr, kept: str) -> Masking:
-        said, kept = (*self.said, *met), kept or (_BESIDE if self.lone else "")
-        return dataclasses.replace(self, said=said, bias=_sum(self.bias, term), lone=None, kept=kept)
+    def _soft(self, met: Sequence[Mask], term: Expr) -> Masking:
+        return dataclasses.replace(self, said=(*self.said, *met), bias=added_up(self.bias, term))
 
     def _hard(self, found: Parts, hidden: Expr) -> Masking:
         """Return this with a mask that hides by -inf: what flags can say becomes one, the rest a bias of -inf."""
-        said, causal, keys = (*self.said, *_masks(found)), self.causal, self.keys
+        said, even = (*self.said, *masks(found)), self.even.beside_hard()
+        now = dataclasses.replace(self, said=said, even=even, hidden=added_up(self.hidden, hidden))
         rest: list[Part] = []
-        for part in found:
-            if isinstance(part.mask, Causal) and causal in (None, part.mask):
-                causal = part.mask
-            elif isinstance(part.mask, Keys):
-                keys = part.mask.valid if keys is None else make("and", keys, part.mask.valid)
-            else:
-                rest.append(part)
-        bias = _sum(self.bias, _masked(_all(rest), None, -np.inf)) if rest else self.bias
-        kept = _WINDOW if any(isinstance(p.mask, Window) for p in rest) else self.kept
-        now = dataclasses.replace(self, said=said, causal=causal, keys=keys, bias=bias, lone=None, kept=kept)
-        return dataclasses.replace(now, hidden=_sum(self.hidden, hidden))
+        for part in sorted(found, key=lambda p: not isinstance(p.mask, Causal)):  # a window is said beside it
+            with_flag = now._flagged(part.mask)
+            rest += [part] if with_flag is None else []
+            now = with_flag or now
+        bias = added_up(now.bias, _masked(_all(rest), None, -np.inf)) if rest else now.bias
+        kept = _WINDOW if any(isinstance(p.mask, Window) for p in rest) else now.kept
+        return dataclasses.replace(now, bias=bias, kept=kept)
 
-    def _why(self, found: Sequence[Part], number: float) -> str:
-        """Return why a finite fill keeps a mask in the bias; nothing where no flag could say it anyway."""
-        if not any(isinstance(p.mask, (Causal, Keys)) for p in found):
-            return self.kept
-        return (
-            f"its fill {number:g} is finite, so a row whose keys are all hidden still averages over keys, "
-            "where causal and key_mask give 0; a fill of -inf would allow them"
-        )
-
-
-_BESIDE = "something else is added beside it that might hide what it leaves visible"
-_WINDOW = "the operation has no flag for a window"
-
-
-def _lone(before: Masking, found: Parts, number: float, enough: float) -> Lone | None:
-    """Return a mask that may become a flag: the first one, causal, and every row sees the first key."""
-    masks = _masks(found)
-    if before.said or len(masks) != 1 or not isinstance(masks[0], Causal) or not never_negative(masks[0].offset):
+    def _flagged(self, mask: Mask) -> Masking | None:
+        """Return this with a mask as a flag; None where no flag says it."""
+        if isinstance(mask, Causal) and self.causal in (None, mask):
+            return dataclasses.replace(self, causal=mask)
+        if isinstance(mask, Keys):
+            keys = mask.valid if self.keys is None else make("and", self.keys, mask.valid)
+            return dataclasses.replace(self, keys=keys)
+        if isinstance(mask, Window) and mask.right is None and self.causal is not None:
+            width = mask.left + self.causal.offset + 1
+            if isinstance(width, int) and width > 0 and self.window in (0, width):
+                return dataclasses.replace(self, window=width)
         return None
-    return Lone(causal=masks[0], fill=number, enough=enough)
 
 
-def _masks(found: Parts) -> Sequence[Mask]:
-    return [part.mask for part in found]
+_WINDOW = "the operation has windows of a fixed number of keys, up to the query or as many on both sides of it"
 
 
 def _taken_apart(term: Expr, axes: layout.Axes, frame: layout.Axes) -> list[tuple[Expr, Fill | None]]:
     """Return the additive masks in a term and what else it adds, arranged; the term itself if no mask is found."""
+    whole = fills.read(term, axes, frame)
+    if whole is not None:
+        return [(to_frame(term, axes, frame), whole)]
     found = [(x, have, fills.read(x, have, frame)) for x, have in fills.addends(term, axes)]
     try:
         if any(fill is not None for *_, fill in found):
@@ -224,18 +220,6 @@ def _all(found: Sequence[Part]) -> Expr:
     for other in tensors[1:]:
         keep = make("and", keep, other)
     return keep
-
-
-def _sum(a: Expr | None, b: Expr) -> Expr:
-    return b if a is None else make("add", *one_type(a, b))
-
-
-def one_type(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-    """Return both in float32 if their types differ, so that they can be added."""
-    if a.dtype == b.dtype:
-        return a, b
-    wide = np.dtype(np.float32)
-    return tuple(x if x.dtype == wide else make("cast", x, to=wide) for x in (a, b))  # type: ignore[return-value]
 
 
 def _masked(test: Expr, inner: Expr | None, fill: float, dtype: np.dtype[Any] | None = None, yes: bool = True) -> Expr:

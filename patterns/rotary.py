@@ -33,7 +33,7 @@ class Channels:
 
     def each(self, word: str, expr: Expr) -> Channels:
         """Return what a view, a slice or a gather of the tensor holds."""
-        index, sign, factor = (_viewed(word, expr, a) for a in (self.index, self.sign, self.factor))
+        index, sign, factor = (viewed(word, expr, a) for a in (self.index, self.sign, self.factor))
         return Channels(source=self.source, index=index, sign=sign, factor=factor)
 
 
@@ -41,13 +41,19 @@ def lengths(shape: Sequence[Dim] | None) -> tuple[int, ...]:
     """Return a shape with 1 for what is not known."""
     if shape is None:
         raise ValueError("rank unknown")
-    found = tuple(bind(d, defaultdict(lambda: 1)) for d in shape)
+    found = tuple(_bound(d) for d in shape)
     if np.prod(found) > _LIMIT:
         raise ValueError("too long to follow")
     return found
 
 
-def _viewed(word: str, expr: Expr, array: np.ndarray) -> np.ndarray:
+def _bound(d: Dim) -> int:
+    # what a convolution leaves of a length of 1 is less than one
+    return d if isinstance(d, int) else max(1, bind(d, defaultdict(lambda: 1)))
+
+
+def viewed(word: str, expr: Expr, array: np.ndarray) -> np.ndarray:
+    """Return what a view, a slice or a gather of a tensor holds of one that is shaped alike."""
     if word in ("reshape", "unsqueeze", "squeeze"):
         return array.reshape(lengths(expr.shape))
     if word == "expand":

@@ -203,7 +203,9 @@ def _tanh(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
 def _cast(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:
     if not interpret.is_float(expr.attrs["to"]):
         raise Unreadable(f"the scores are cast to {expr.attrs['to']}", expr)
-    return peel(expr.args[0], axes, frame).said(expr, "cast", f"scores in {expr.attrs['to']}")
+    scores = peel(expr.args[0], axes, frame)
+    scores = dataclasses.replace(scores, masking=scores.masking.cast(expr.attrs["to"]))
+    return scores.said(expr, "cast", f"scores in {expr.attrs['to']}")
 
 
 def _view(expr: Expr, axes: layout.Axes, frame: Frame) -> Scores:

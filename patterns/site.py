@@ -46,7 +46,10 @@ class AttentionSite:
         q, k, v: the operands, with the layout that they have in the graph.
         bias: what is added to the scores, masks included, arranged to broadcast to [b h s t].
         causal: None, or that query i sees key j only if j <= i + offset; proved, and not in ``bias``.
+        window: 0, or that of those it sees the last so many only; proved, and not in ``bias``.
         keys: None, or bool [b t] of the keys that are visible; proved, and not in ``bias``.
+        averages: whether a query that sees no key averages over all of them; else it gives 0.
+        whole: the bias with all that the flags say in it, for operations that lack some of them.
         mask: all that was read of the mask, wherever it is passed; in words as text.
         out: the tensor that holds the result, and its layout.
         node: the node of the softmax, or of the operation that holds it.
@@ -66,7 +69,10 @@ class AttentionSite:
     softcap: float | None
     bias: Expr | None = field(compare=False)
     causal: Causal | None = field(compare=False)  # what ``mask`` says; ONNX exports lose the guard that lets it out
+    window: int = field(compare=False)
     keys: Expr | None = field(compare=False)
+    averages: bool = field(compare=False)
+    whole: Expr | None = field(compare=False)
     mask: Mask
     heads: Dim
     kv_heads: Dim
@@ -107,7 +113,8 @@ class AttentionSite:
         if self.softcap:
             score = f"{self.softcap:g} tanh({score} / {self.softcap:g})"
         score += " + bias" if self.bias is not None else ""
-        flags = ", causal" * (self.causal is not None) + ", keys" * (self.keys is not None)
+        flags = ", causal" * (self.causal is not None) + f", window {self.window}" * bool(self.window)
+        flags += ", keys" * (self.keys is not None)
         return f"softmax({score}{flags}) v"
 
 
@@ -128,8 +135,9 @@ class FeedForwardSite:
         out: the result, after ``b_out``; the same rows as x, perhaps in another order.
         quantised: None, or the operators that round its numbers to few bits: the formula holds up to that rounding.
         stored: None, or the element type that weights are worked out from if that is none of floats.
+        inner: the tensor [… f] that the second product reads.
         node: the node of the second product.
-        leaks: readers of the inner tensor [… f] besides the second product.
+        leaks: readers of the inner tensor besides the second product.
         steps: how it was read.
     """
 
@@ -145,6 +153,7 @@ class FeedForwardSite:
     out: Operand
     quantised: str | None
     stored: str | None
+    inner: Operand = field(compare=False)
     node: Any = field(compare=False)
     leaks: Sequence[str] = field(compare=False, default=())
     steps: Sequence[Step] = field(compare=False, default=())

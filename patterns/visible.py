@@ -35,6 +35,11 @@ class Part:
 Parts = tuple[Part, ...]
 
 
+def masks(found: Parts) -> list[Mask]:
+    """Return what parts demand."""
+    return [part.mask for part in found]
+
+
 def to_frame(x: Expr, axes: layout.Axes, frame: layout.Axes) -> Expr:
     """Return a tensor that broadcasts against ``axes`` arranged to broadcast against the scores [b h s t].
 

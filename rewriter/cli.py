@@ -24,6 +24,7 @@ from rewriter.options import (
     Int8,
     Json,
     Layers,
+    Measured,
     Model,
     NoVerify,
     OpName,
@@ -44,12 +45,9 @@ from rewriter.options import (
 )
 
 app = typer.Typer(
-    name="graft",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    name="graft", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-)
+)  # fmt: skip
 
 
 def main() -> NoReturn:
@@ -91,17 +89,18 @@ def graft(
 
 
 @app.command(short_help="List the attention sites of a model.")
-def show(model: Model, json: Json = False) -> int:
+def show(model: Model, inputs: Measured = None, json: Json = False) -> int:
     """List the attention sites of a model and, for each softmax not read, the reason and the node.
 
     \b
     Examples:
       graft show model.onnx
       graft show model.onnx --json | jq '.sites[].mask'
+      graft show model.onnx --inputs batch.npz
     """
     import rewriter
 
-    console.emit(rewriter.show(model), as_json=json)
+    console.emit(rewriter.show(model, inputs), as_json=json)
     return DONE
 
 

@@ -50,7 +50,7 @@ class Pipeline:
         _fillable(self.folder, self.manifest)
         self.store = Store(store, {name: self.manifest[name] for name in _ABOUT}, kind)
         parts = ("question", "passage", "joint")
-        self._run = {part: open_session(self.folder / f"{part}.onnx", threads=threads) for part in parts}
+        self._run = {part: open_session(self.folder / f"{part}.onnx", threads=threads, in_turn=True) for part in parts}
         self.hits = self.misses = 0
 
     def add(self, passages: Iterable[Ids]) -> int:

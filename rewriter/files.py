@@ -89,6 +89,22 @@ def check_output(output: str | os.PathLike[str], source: str | os.PathLike[str] 
     return path
 
 
+def free_folder(output: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder to write, which does not exist yet or is empty.
+
+    Raises:
+        GraftError: it is a file, is not empty, or lies in a folder that does not exist.
+    """
+    path = Path(output)
+    if path.is_dir() and any(path.iterdir()):
+        raise GraftError(f"{path}: is a folder that is not empty; name a new one")
+    if path.exists() and not path.is_dir():
+        raise GraftError(f"{path}: is a file; name a folder")
+    if not path.absolute().parent.is_dir():
+        raise GraftError(f"{path}: the folder {path.parent} does not exist")
+    return path
+
+
 def _data_files(source: str | os.PathLike[str]) -> set[Path]:
     """Return the files that hold the external data of a model."""
     weights = (v.const_value for v in open_model(source).graph.initializers.values())

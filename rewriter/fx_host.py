@@ -27,10 +27,11 @@ from runtime_ops.dims import Sym
 _SHAPES = "its shapes are not known: pass example inputs with inputs=(...), or run torch.fx's ShapeProp on the graph"
 
 
-def _lengths_known(site: Any) -> bool:
-    """Return whether a site that was read without its inputs' lengths tells all of its own."""
-    told = [getattr(site, f.name) for f in dataclasses.fields(site) if f.compare]
-    return not any(isinstance(length, Sym) for length in told)
+def _tells_all(twin: Any, site: Any) -> bool:
+    """Return whether ``twin``, read without its inputs' lengths, knows all of its own and found what ``site`` did."""
+    pairs = [(getattr(twin, f.name), getattr(site, f.name)) for f in dataclasses.fields(site) if f.compare]
+    inner = [(one[key], other[key]) for one, other in pairs if isinstance(one, Mapping) for key in other]
+    return not any(isinstance(one, Sym) or (one is None and other is not None) for one, other in (*pairs, *inner))
 
 
 class FxHost(Host):
@@ -70,7 +71,7 @@ class FxHost(Host):
         free = reading.read(FxGraphs(module, free=True))
         by_anchor = {(site.kind, site.anchor): site for site in free.sites.values()}
         pairs = {name: (site, by_anchor.get((site.kind, site.anchor), site)) for name, site in found.sites.items()}
-        sites = {name: twin if _lengths_known(twin) else site for name, (site, twin) in pairs.items()}
+        sites = {name: twin if _tells_all(twin, site) else site for name, (site, twin) in pairs.items()}
         return dataclasses.replace(found, sites=sites, free={name: twin for name, (_, twin) in pairs.items()})
 
     def _told(self, module: torch.fx.GraphModule) -> None:

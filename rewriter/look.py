@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rewriter import registry
+from rewriter import activity, registry
 from rewriter.errors import GraftError
 from rewriter.host import InputsLike, ModelLike, open_host
 from rewriter.plan import Rule
 from rewriter.reading import Reading
-from rewriter.report import DeclineRow, ShowReport, SiteRow, Story, WhyReport
+from rewriter.report import Activity, DeclineRow, ShowReport, SiteRow, Story, WhyReport
 from runtime_ops.dims import Dim, vague
 
 
@@ -18,23 +19,25 @@ def show(model: ModelLike, inputs: InputsLike = None) -> ShowReport:
 
     Args:
         model: an ONNX file, an ``onnx_ir.Model``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``.
-        inputs: example inputs of a traced graph whose shapes are not known yet.
+        inputs: what to run it on, to measure how many neurons of its feed-forward blocks are at work: an .npz file;
+            for torch example inputs, a tuple or a mapping by name, which also tell the shapes of a traced graph.
 
     Raises:
-        GraftError: the model cannot be opened.
+        GraftError: the model cannot be opened, or does not run on the inputs.
     """
     host = open_host(model, inputs)
     reading = host.read()
+    measured = {} if inputs is None else activity.measure(host, reading)
     return ShowReport(
         model=host.name,
         host=host.kind,
         opset=host.opset,
-        sites=[_row(name, site) for name, site in reading.sites.items()],
+        sites=[_row(name, site, measured) for name, site in reading.sites.items()],
         declines=[DeclineRow(kind=d.kind, anchor=d.anchor, reason=d.reason, at=d.at) for d in reading.declines],
     )
 
 
-def _row(name: str, site: Any) -> SiteRow:
+def _row(name: str, site: Any, measured: Mapping[str, Activity]) -> SiteRow:
     """Return the row of a site; what its kind does not have is None."""
     return SiteRow(
         id=name,
@@ -50,6 +53,7 @@ def _row(name: str, site: Any) -> SiteRow:
         model_width=_number(getattr(site, "model_width", None)),
         inner_width=_number(getattr(site, "inner_width", None)),
         anchor=site.anchor,
+        activity=measured.get(name),
         **{name: getattr(site, name) for name in _OF_ITS_KIND if hasattr(site, name)},
     )
 
@@ -74,7 +78,7 @@ def why(model: ModelLike, site: str | None = None, inputs: InputsLike = None) ->
     Args:
         model: as in ``show``.
         site: tell of this site or anchor only.
-        inputs: as in ``show``.
+        inputs: example inputs of a traced graph whose shapes are not known yet.
 
     Raises:
         GraftError: the model cannot be opened, or there is no such site.

@@ -33,6 +33,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else 
 Inputs = Annotated[
     str | None, typer.Option(metavar="F.npz", help="Arrays to run on, by input name; made up without it.")
 ]
+Measured = Annotated[
+    str | None,
+    typer.Option(
+        "--inputs", metavar="F.npz", help="Arrays to run on, by input name: measures how many neurons are at work."
+    ),
+]
 Dim = Annotated[list[str], typer.Option(metavar="NAME=N", help="Length of a free dimension of the inputs; repeatable.")]
 Output = Annotated[
     str | None, typer.Option("-o", "--output", metavar="OUT", help="The file to write; not MODEL itself.")

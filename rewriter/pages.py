@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from rewriter.plan import Option, Rule
-    from rewriter.render import Page
+    from rewriter.tables import Page
     from runtime_ops.spec import Attribute, OpSpec
 
 Entry = TypeVar("Entry")
@@ -23,7 +23,7 @@ Entry = TypeVar("Entry")
 
 def rules(known: Mapping[str, Rule], name: str | None = None, page: Page | None = None) -> str:
     """Return the list of rules, or the page of one."""
-    from rewriter.render import lay_out, table
+    from rewriter.tables import lay_out, table
 
     if name is not None:
         return lay_out(rule_page(_pick("rule", known, name)), page)
@@ -33,7 +33,7 @@ def rules(known: Mapping[str, Rule], name: str | None = None, page: Page | None 
 
 def ops(known: Mapping[str, OpSpec], name: str | None = None, page: Page | None = None) -> str:
     """Return the list of operations, or the page of one."""
-    from rewriter.render import lay_out, table
+    from rewriter.tables import lay_out, table
 
     if name is not None:
         return lay_out(op_page(_pick("operation", known, name)), page)
@@ -77,7 +77,7 @@ def op_page(spec: OpSpec) -> Iterable[RenderableType]:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> RenderableType:
-    from rewriter.render import table
+    from rewriter.tables import table
 
     return table(heads, rows)
 

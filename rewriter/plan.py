@@ -24,9 +24,21 @@ class Keeps(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An edit: for each value of the graph (by its handle) the expression that takes its place."""
+    """An edit: for each value of the graph (by its handle) the expression that takes its place.
+
+    Attributes:
+        values: those expressions.
+        inputs: new inputs of the model by name, as symbols that the expressions mention.
+        outputs: new outputs by name.
+        dropped: names of inputs and outputs that go.
+        lengths: what gives the shape of tensors that go, by name, for nodes that read it.
+    """
 
     values: Mapping[Any, Expr]
+    inputs: Mapping[str, Expr] = field(default_factory=dict)
+    outputs: Mapping[str, Expr] = field(default_factory=dict)
+    dropped: Sequence[str] = ()
+    lengths: Mapping[str, Expr] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return "; ".join(f"{getattr(handle, 'name', handle)} := {text(expr)}" for handle, expr in self.values.items())

@@ -34,6 +34,26 @@ class Reading:
         return free if free is not None and rule.why_not(free, rule.given) is None else self.sites[name]
 
 
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a decoder keeps between runs: output of the file without past, input and output of that with past.
+
+    ``later`` is None where it does not change after the first run.
+    """
+
+    first: str
+    past: str
+    later: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a decoder keeps before and after an edit."""
+
+    old: Sequence[State]
+    new: Sequence[State]
+
+
 @quiet_gc
 def read(graphs: Graphs) -> Reading:
     """Return all sites and declines of a model; sites are named by kind and order."""

@@ -36,6 +36,11 @@ def assemblers() -> Sequence[Callable[[Any, Sequence[Any]], Iterator[Any]]]:
     return [assembler for module in _modules() for assembler in getattr(module, "ASSEMBLERS", ())]
 
 
+def decoders() -> Sequence[Callable[[Any, Any], Any]]:
+    """Return what changes decoders: functions from readings of its two files to plans for both."""
+    return [change for module in _modules() for change in getattr(module, "DECODERS", ())]
+
+
 def parse(rule: str | Rule) -> Rule:
     """Return the rule that ``NAME[:key=value,…]`` says.
 

@@ -1,21 +1,13 @@
-"""Reports as text for people: tables with right-aligned numbers and units, reasons in full.
-
-On a terminal tables fit its width and fold; anywhere else they are plain and as wide as they need, so that
-``grep`` finds a whole row on one line. Setting ``COLUMNS`` chooses a width.
-"""
+"""Reports as text for people: numbers with units, reasons in full."""
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rewriter.doctor import Check, DoctorReport, KernelRow
 from rewriter.report import (
+    Activity,
     ApplyCheck,
     ApplyReport,
     BenchCase,
@@ -34,28 +26,11 @@ from rewriter.report import (
     VerifyReport,
     WhyReport,
 )
+from rewriter.tables import Page, counted, indented, lay_out, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-UNBOUNDED = 10_000  # columns: wider than any row, so nothing folds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """Where text goes: its width in columns, and whether escape codes are welcome."""
-
-    width: int
-    color: bool
-
-    @classmethod
-    def of(cls, stream: TextIO) -> Page:
-        """Return the page of a terminal, or the endless plain page of a pipe or file."""
-        if stream.isatty():
-            return cls(width=shutil.get_terminal_size().columns, color="NO_COLOR" not in os.environ)
-        columns = os.environ.get("COLUMNS", "")
-        return cls(width=int(columns) if columns.isdecimal() and int(columns) else UNBOUNDED, color=False)
 
 
 def text(report: Report, page: Page | None = None) -> str:
@@ -63,44 +38,15 @@ def text(report: Report, page: Page | None = None) -> str:
     return lay_out(FORMS[type(report)](report), page)
 
 
-def lay_out(parts: Iterable[RenderableType], page: Page | None = None) -> str:
-    """Return parts (strings and tables) as text, without blanks at the ends of lines."""
-    from rich.console import Console
-
-    page = page or Page.of(sys.stdout)
-    console = Console(
-        file=io.StringIO(), width=page.width, force_terminal=page.color, no_color=not page.color, emoji=False,
-        markup=False, highlight=False, soft_wrap=False,
-    )  # fmt: skip
-    with console.capture() as capture:
-        for part in parts:
-            console.print(part)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table; a head that starts with ``>`` makes a right-aligned column of numbers."""
-    from rich import box
-    from rich.table import Table
-
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for head in heads:
-        number = head.startswith(">")
-        side: Literal["right", "left"] = "right" if number else "left"
-        result.add_column(head.lstrip(">"), justify=side, no_wrap=number, overflow="fold")
-    for row in rows:
-        result.add_row(*row)
-    return result
-
-
 def _show(report: ShowReport) -> Iterable[RenderableType]:
     opset = f", opset {report.opset}" if report.opset is not None else ""
-    found = f"{_count(len(report.sites), 'site')}, {len(report.declines)} not read"
+    found = f"{counted(len(report.sites), 'site')}, {len(report.declines)} not read"
     yield f"{report.model} ({report.host}{opset}): {found}"
     if report.sites:
         yield ""
         heads = ("site", "reads as", ">heads", ">width", "mask or format", "around", "anchor")
         yield table(heads, map(_site, report.sites))
+    yield from _activity(report.sites)
     if report.declines:
         yield "\nnot read:"
     for row in report.declines:
@@ -117,6 +63,23 @@ def _site(row: SiteRow) -> Sequence[str]:
     return (row.id, row.reads_as, heads, width, told, ", ".join(row.around), row.anchor)
 
 
+def _activity(rows: Sequence[SiteRow]) -> Iterable[RenderableType]:
+    """Yield how many neurons are at work, where that was measured."""
+    measured = {row.id: row.activity for row in rows if row.activity}
+    if not measured:
+        return
+    shares = [f">{100 * share:g} %" for share in next(iter(measured.values())).largest]
+    yield "\nneurons at work: how many are positive (mean), not zero, and hold so much of the sum of squares of a token"
+    yield "(median/most of all tokens); with select_by=contribution a k of the most not zero changes nothing here\n"
+    heads = ("site", ">tokens", ">positive", ">not zero", *shares)
+    yield table(heads, ((name, *_neurons(activity)) for name, activity in measured.items()))
+
+
+def _neurons(activity: Activity) -> Sequence[str]:
+    counts = (activity.nonzero, *activity.largest.values())
+    return (str(activity.tokens), f"{100 * activity.positive:.1f} %", *(f"{n.median}/{n.most}" for n in counts))
+
+
 def _pair(one: int | str | None, other: int | str | None) -> str:
     """Return both numbers, or one where they agree; ? is for what the graph does not say."""
     first, second = ("?" if n is None else str(n) for n in (one, other))
@@ -124,14 +87,8 @@ def _pair(one: int | str | None, other: int | str | None) -> str:
 
 
 def _decline(row: DeclineRow) -> Iterable[RenderableType]:
-    yield _indented(f"{row.anchor} ({row.kind})", 2)
-    yield _indented(row.reason + (f" [at {row.at}]" if row.at and row.at != row.anchor else ""), 4)
-
-
-def _indented(line: str, columns: int) -> RenderableType:
-    from rich.padding import Padding
-
-    return Padding(line, (0, 0, 0, columns), expand=False)
+    yield indented(f"{row.anchor} ({row.kind})", 2)
+    yield indented(row.reason + (f" [at {row.at}]" if row.at and row.at != row.anchor else ""), 4)
 
 
 def _why(report: WhyReport) -> Iterable[RenderableType]:
@@ -150,17 +107,17 @@ def _story(story: Story) -> Iterable[RenderableType]:
             ((str(n), s.node, s.met, s.meaning) for n, s in enumerate(story.steps, 1)),
         )
     for name, found in story.around.items():
-        yield _indented(f"{name}: {found}", 2)
+        yield indented(f"{name}: {found}", 2)
     for name, answer in story.rules.items():
-        yield _indented(f"rule {name}: {answer}", 2)
+        yield indented(f"rule {name}: {answer}", 2)
 
 
 def _apply(report: ApplyReport) -> Iterable[RenderableType]:
     where = f" → {report.output}" if report.output else ", nothing written"
-    yield f"{report.model}: {report.rewritten} of {_count(report.sites, 'site')} rewritten{where}"
+    yield f"{report.model}: {report.rewritten} of {counted(report.sites, 'site')} rewritten{where}"
     if report.plan and report.output is None and report.verify is None:
         yield ""
-        yield from (_indented(line, 2) for line in report.plan)
+        yield from (indented(line, 2) for line in report.plan)
     if report.kernels:
         yield ""
         yield _sites(report.kernels, report.verify)
@@ -169,7 +126,7 @@ def _apply(report: ApplyReport) -> Iterable[RenderableType]:
     warned = [f"{', '.join(row.sites)}: {row.rule}: {row.warning}" for row in report.warnings]
     left = [f"{row.site}, {row.rule}: {row.reason}" for row in report.declined]
     for head, lines in (("warnings", warned), ("not rewritten", left)):
-        yield from [f"\n{head}:"] * bool(lines) + [_indented(line, 2) for line in lines]
+        yield from [f"\n{head}:"] * bool(lines) + [indented(line, 2) for line in lines]
 
 
 def _sites(kernels: Mapping[str, str], check: ApplyCheck | None) -> Table:
@@ -262,13 +219,9 @@ def _error(value: float | None) -> str:
     return "–" if value is None else f"{value:.1e}"
 
 
-def _count(n: int, one: str) -> str:
-    return f"{n} {one if n == 1 else one + 's'}"
-
-
 def _split(report: SplitReport) -> Iterable[RenderableType]:
     yield (
-        f"{report.model}: {_count(report.layers, 'layer')} apart, questions of {report.question_length} tokens, "
+        f"{report.model}: {counted(report.layers, 'layer')} apart, questions of {report.question_length} tokens, "
         f"positions {report.positions}; a cached passage has {report.bytes_per_token} bytes a token in fp32"
     )
     yield table(("file", ">bytes"), ((f"{report.output}/{name}", f"{n:,}") for name, n in report.files.items()))
@@ -277,14 +230,14 @@ def _split(report: SplitReport) -> Iterable[RenderableType]:
 def _cache(report: CacheReport) -> Iterable[RenderableType]:
     size = report.bytes / max(report.kept, 1)
     yield (
-        f"{report.store}: {report.new} of {_count(report.passages, 'passage')} encoded, {report.kept} kept in "
+        f"{report.store}: {report.new} of {counted(report.passages, 'passage')} encoded, {report.kept} kept in "
         f"{report.kind}, {report.bytes:,} bytes ({size:,.0f} each)"
     )
 
 
 def _distill(report: DistillReport) -> Iterable[RenderableType]:
     rows = ((when, *map(_error, report.losses[n].values())) for when, n in (("first", 0), ("last", -1)))
-    yield table((f"{report.teacher}, {_count(report.steps, 'step')}", *(f">{n}" for n in report.losses[0])), rows)
+    yield table((f"{report.teacher}, {counted(report.steps, 'step')}", *(f">{n}" for n in report.losses[0])), rows)
 
 
 FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {

@@ -35,6 +35,27 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Count(Report):
+    """A number of neurons that differs from token to token."""
+
+    median: int
+    most: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity(Report):
+    """How many neurons of a feed-forward block are at work in each token; padding counts as tokens.
+
+    The neurons' values are those that the second product reads: activation(z), with a gate activation(g)·u.
+    """
+
+    tokens: int
+    positive: float  # share of neurons above zero, mean over tokens
+    nonzero: Count  # neurons that are not zero: no smaller k leaves every number as it is
+    largest: Mapping[float, Count]  # by share: the largest neurons that hold it of a token's sum of squares
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteRow(Report):
     """One attention or feed-forward block that was read."""
 
@@ -56,6 +77,7 @@ class SiteRow(Report):
     biases: Sequence[str] | None = None  # of "in", "gate", "out": those that are there
     quantised: str | None = None  # operators that round numbers of the block to few bits
     stored: str | None = None  # element type of weights that are no floats
+    activity: Activity | None = None  # measured where show was given inputs
     around: Sequence[str] = ()  # what q, k and v come through, in words: "rope", "qk-norm", "cache"
     rope: Report | None = None  # None in these: looked for and not found
     qk_norm: Report | None = None
@@ -229,6 +251,28 @@ class SplitReport(Report):
     positions: str  # "keep" | "restart"
     files: Mapping[str, int]  # size in bytes, by name
     bytes_per_token: int  # of a cached passage in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signatures(Report):
+    """Inputs and outputs of a decoder's two files by name, with their axes."""
+
+    first: Mapping[str, Mapping[str, str]]
+    later: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandReport(Report):
+    """What ``expand`` wrote."""
+
+    decoder: str
+    with_past: str
+    output: str
+    attentions: int
+    old: Signatures
+    new: Signatures
+    files: Mapping[str, int]  # size in bytes, by name
+    error: float | None  # largest relative L2 error of an output over several steps; None: not verified
 
 
 @dataclass(frozen=True, kw_only=True)

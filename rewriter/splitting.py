@@ -50,7 +50,7 @@ def split(
         raise GraftError(f"positions are {' or '.join(POSITIONS)}, not '{positions}'")
     if question_length < 1:
         raise GraftError(f"the question's length must be at least 1, got {question_length}")
-    folder, host = _free(output), OnnxHost(model)
+    folder, host = files.free_folder(output), OnnxHost(model)
     made, facts = _parts(host, layers, question_length if positions == "keep" else 0)
     facts = {"layers": layers, "question_length": question_length, "positions": positions, **facts}
     sizes = _write(folder, made, facts)
@@ -70,17 +70,6 @@ def _write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Any]) ->
         staged.chmod(0o755)
         os.replace(staged, folder)
     return sizes
-
-
-def _free(output: str | os.PathLike[str]) -> Path:
-    path = Path(output)
-    if path.is_dir() and any(path.iterdir()):
-        raise GraftError(f"{path}: is a folder that is not empty; name a new one")
-    if path.exists() and not path.is_dir():
-        raise GraftError(f"{path}: is a file; name a folder")
-    if not path.absolute().parent.is_dir():
-        raise GraftError(f"{path}: the folder {path.parent} does not exist")
-    return path
 
 
 def _parts(host: OnnxHost, layers: int, ahead: int) -> tuple[Mapping[str, Any], dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_RANK = 5
 DTYPES = {
     np.dtype(np.float32): 1,
@@ -49,7 +49,8 @@ class TopKAttention(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
         ("causal", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("no_key", ctypes.c_int32),
+        ("window", ctypes.c_int64),
     ]
 
 
@@ -87,6 +88,21 @@ class CombinerAttention(ctypes.Structure):
     ]
 
 
+class ExpandedAttention(ctypes.Structure):
+    """`graft_expanded_attention`."""
+
+    _fields_ = [
+        *((name, Tensor) for name in ("q", "memory", "w_k", "w_v", "b_v", "bias", "key_mask", "past_length")),
+        *((name, Tensor) for name in ("beam_index", "out")),
+        ("top_k", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("causal", ctypes.c_int32),
+        ("no_key", ctypes.c_int32),
+        ("window", ctypes.c_int64),
+    ]
+
+
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, _Task, ctypes.c_void_p)
 
@@ -120,6 +136,20 @@ def rows(array: Array) -> Array:
 def aligned(array: Array | None, rank: int) -> Array | None:
     """Give the array `rank` axes, new ones in front."""
     return None if array is None else array[(np.newaxis,) * (rank - array.ndim)]
+
+
+def matrices(*given: Array) -> list[Array]:
+    """Return q, k and v with contiguous last axes."""
+    if any(x.ndim != 4 for x in given):
+        q, k, v = (x.ndim for x in given)
+        raise LibraryError(f"q, k and v have ranks {q}, {k} and {v}; allowed is 4.")
+    return [rows(x) for x in given]
+
+
+def attended(q: Array, k: Array, v: Array) -> Array:
+    """Return a place for the result [b h s e]."""
+    b = max(x.shape[0] for x in (q, k, v)) if q.size and k.size else q.shape[0]
+    return np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
 
 
 def _make_pool(executor: ThreadPoolExecutor, threads: int) -> _Pool:

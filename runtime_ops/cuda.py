@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from runtime_ops.abi import MAX_RANK, LibraryError, Tensor, TopKAttention
 from runtime_ops.kernels import find_library
+from runtime_ops.ops.topk_attention import ZERO
 
 if TYPE_CHECKING:
     import torch
 
-CUDA_ABI_VERSION = 1
+CUDA_ABI_VERSION = 2
 OP, WIDEST = "TopKAttention", 256  # the operation that has CUDA kernels, and how wide its heads may be
 
 
@@ -94,12 +95,14 @@ def run_backward(library: ctypes.CDLL, args: _Backward, stream: int, scratch: Sc
         raise LibraryError(error.decode())
 
 
-def takes(inputs: Sequence[torch.Tensor | None]) -> bool:
+def takes(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -> bool:
     """Return whether the CUDA library is there and takes these tensors: q, k, v, bias, key_mask, past_length."""
     import torch
 
     q, k, v, bias, key_mask, _ = inputs
     if q is None or k is None or v is None or not q.is_cuda or library_path() is None:
+        return False
+    if attrs["window"] or attrs["no_key"] != ZERO:
         return False
     types, floats = (torch.float32, torch.float16, torch.bfloat16), [x for x in (q, k, v, bias) if x is not None]
     one_gpu = {x.device for x in (*floats, key_mask) if x is not None} == {q.device}
@@ -189,7 +192,7 @@ class _Scratch:
 
 def _arguments(inputs: tuple[Any, ...], out: torch.Tensor, settings: tuple[Any, ...]) -> TopKAttention:
     k_top, scale, softcap, causal = settings
-    return TopKAttention(*(_view(x) for x in inputs), _view(out), k_top, scale, softcap, causal, 0)
+    return TopKAttention(*(_view(x) for x in inputs), _view(out), k_top, scale, softcap, causal)
 
 
 def _forward(inputs: tuple[Any, ...], settings: tuple[Any, ...], keep: bool) -> tuple[Any, Any, Any]:

@@ -20,11 +20,11 @@ import numpy as np
 import runtime_ops
 from runtime_ops import abi
 from runtime_ops.abi import Array, LibraryError
+from runtime_ops.ops.topk_attention import NO_KEY
 
 __all__ = [
     "LibraryError", "find_library", "kernels", "library_path", "load", "register", "run_combiner_attention",
-    "run_segment_attention",
-    "run_topk_attention", "run_topk_feed_forward", "session",
+    "run_expanded_attention", "run_segment_attention", "run_topk_attention", "run_topk_feed_forward", "session",
 ]  # fmt: skip
 
 _DISTRIBUTION = "attn-graft"
@@ -114,22 +114,27 @@ def run_topk_attention(
     k_top: int = 0,
     scale: float | None = None,
     causal: bool = False,
+    window: int = 0,
     softcap: float = 0.0,
+    no_key: str = "zero",
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
     """softmax(scale q kT + bias) v over the `k_top` best keys of every row (0: over all of them).
 
     q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length
-    int64, a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. `isa` forces a kernel; `threads` are
-    Python threads, started for the call.
+    int64, a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. The other arguments: those of
+    `ai.graft::TopKAttention`. `isa` forces a kernel; `threads` are Python threads, started for the call.
     """
-    q, k, v = _matrices(q, k, v)
+    q, k, v = abi.matrices(q, k, v)
     past = None if past_length is None else np.asarray(past_length, np.int64)
-    out = _attended(q, k, v)
+    out = abi.attended(q, k, v)
     inputs = (q, k, v, abi.aligned(bias, 4), key_mask, abi.aligned(past, 1))
     views = [abi.view(array) for array in (*inputs, out)]
-    args = abi.TopKAttention(*views, k_top, q.shape[3] ** -0.5 if scale is None else scale, softcap, causal, 0)
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    if no_key not in NO_KEY:
+        raise LibraryError(f"no_key is {no_key}; allowed are {', '.join(NO_KEY)}.")
+    args = abi.TopKAttention(*views, k_top, factor, softcap, causal, NO_KEY.index(no_key), window)
     _run("topk_attention", args, isa, threads)
     return out
 
@@ -152,26 +157,12 @@ def run_segment_attention(
     q [b h t d], k [b g t d], v [b g t e], segments int64 [b t], bias right-aligned to [b h t t], key_mask bool
     [b t]; otherwise as `run_topk_attention`.
     """
-    q, k, v = _matrices(q, k, v)
-    out = _attended(q, k, v)
+    q, k, v = abi.matrices(q, k, v)
+    out = abi.attended(q, k, v)
     views = [abi.view(array) for array in (q, k, v, segments, abi.aligned(bias, 4), key_mask, out)]
     args = abi.SegmentAttention(*views, q.shape[3] ** -0.5 if scale is None else scale, softcap)
     _run("segment_attention", args, isa, threads)
     return out
-
-
-def _matrices(*given: Array) -> list[Array]:
-    """Return q, k and v with contiguous last axes."""
-    if any(x.ndim != 4 for x in given):
-        q, k, v = (x.ndim for x in given)
-        raise LibraryError(f"q, k and v have ranks {q}, {k} and {v}; allowed is 4.")
-    return [abi.rows(x) for x in given]
-
-
-def _attended(q: Array, k: Array, v: Array) -> Array:
-    """Return a place for the result [b h s e]."""
-    b = max(x.shape[0] for x in (q, k, v)) if q.size and k.size else q.shape[0]
-    return np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
 
 
 def run_topk_feed_forward(
@@ -228,13 +219,49 @@ def run_combiner_attention(
     The other arguments: those of `ai.graft::CombinerAttention`. `isa` forces a kernel; `threads` are Python
     threads, started for the call.
     """
-    q, k, v = _matrices(q, k, v)
+    q, k, v = abi.matrices(q, k, v)
     b = next((x.shape[0] for x in (q, k, v) if x.shape[0] != 1), 1)
     out = np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
     views = [abi.view(array) for array in (q, k, v, key_mask, out)]
     words = [word.encode() for word in (variant, pooling, region_logit)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
     _run("combiner_attention", abi.CombinerAttention(*views, *words, span, factor, causal), isa, threads)
+    return out
+
+
+def run_expanded_attention(
+    q: Array,
+    memory: Array,
+    w_k: Array,
+    w_v: Array,
+    b_v: Array | None = None,
+    bias: Array | None = None,
+    key_mask: Array | None = None,
+    past_length: Array | None = None,
+    beam_index: Array | None = None,
+    *,
+    k_top: int = 0,
+    scale: float | None = None,
+    causal: bool = False,
+    softcap: float = 0.0,
+    window: int = 0,
+    no_key: str = "zero",
+    isa: str | None = None,
+    threads: int = 1,
+) -> Array:
+    """Attention to a memory whose keys and values are never made: queries go through `w_k`, results through `w_v`.
+
+    q [n h s d], memory [b t m], w_k [g d m], w_v [g e m], b_v [g e], bias right-aligned to [n h s t], key_mask bool
+    [b t], past_length int64 [b], beam_index int64 [n]; otherwise as `run_topk_attention`.
+    """
+    if (q.ndim, w_v.ndim) != (4, 3):
+        raise LibraryError(f"q and w_v have ranks {q.ndim} and {w_v.ndim}; allowed are 4 and 3.")
+    out = np.empty((*q.shape[:3], w_v.shape[1]), q.dtype)
+    given = [*map(abi.rows, (q, memory, w_k, w_v)), b_v, abi.aligned(bias, 4), key_mask]
+    views = [abi.view(x) for x in (*given, abi.aligned(past_length, 1), beam_index, out)]
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    args = abi.ExpandedAttention(*views, k_top, factor, softcap, causal, NO_KEY.index(no_key), window)
+    _run("expanded_attention", args, isa, threads)
     return out
 
 

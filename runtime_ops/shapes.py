@@ -48,7 +48,7 @@ def broadcast_dim(a: Dim, b: Dim) -> Dim:
     if isinstance(a, int):
         return a
     if vague(a) or vague(b):  # they are taken to be equal, as exporters write them
-        return b if vague(a) else a
+        return b if vague(a) and not vague(b) else a
     first, second = sorted((str(a), str(b)))
     return Sym.named(f"max({first},{second})")
 
@@ -161,7 +161,9 @@ def _concat(args: Sequence[Expr], attrs: Mapping[str, Any]) -> Shape | None:
     total: Dim = 0
     for shape in shapes:
         total = total + shape[axis]
-    return (*shapes[0][:axis], total, *shapes[0][axis + 1 :])
+    # beside that axis all are equally long: a number says more than a name, and a name more than a placeholder
+    same = [min(lengths, key=lambda n: (not isinstance(n, int), vague(n))) for lengths in zip(*shapes, strict=True)]
+    return (*same[:axis], total, *same[axis + 1 :])
 
 
 def _slice(args: Sequence[Expr], attrs: Mapping[str, Any]) -> Shape | None:
@@ -250,10 +252,11 @@ def _none(args: Sequence[Expr], attrs: Mapping[str, Any]) -> Shape | None:
     return None
 
 
-_ELEMENTWISE = "add sub mul div pow max min lt le eq and or neg exp log sqrt tanh erf not floor where sigmoid relu"
+_ELEMENTWISE = "add sub mul div pow max min lt le eq and or neg exp log sqrt tanh erf not floor sigmoid relu"
 
 SHAPE: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    "where": lambda args, attrs: _elementwise((*args[1:], args[0]), attrs),  # what is chosen names the lengths
     **dict.fromkeys(("sum", "mean", "amax"), _reduce),
     **dict.fromkeys(("cast", "softmax", "scatter"), _first),
     **dict.fromkeys(("input", "const", "opaque"), _none),

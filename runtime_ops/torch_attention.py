@@ -35,11 +35,15 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:
             x = x.gather(-1, chosen)
             keys[at.b, at.g, :, at.s, : chosen.shape[-1]] = chosen.masked_fill_(x == -torch.inf, -1)
         weights = softmax_(x)
+        unseeing = weights.sum(-1, keepdim=True) == 0 if p.mean else None
         mask = p.kept(weights, at)
         weights = weights if mask is None else weights.mul_(mask)
         rows, values = weights.flatten(2, 3), p.table(p.v, at)
         mixed = rows @ values if not p.k_top else Lookup(chosen.flatten(2, 3), values.shape[2]).mix(values, rows)
-        out[at.b, at.g, :, at.s] = mixed.unflatten(2, (r, -1)).to(out.dtype)
+        mixed = mixed.unflatten(2, (r, -1))
+        if unseeing is not None:
+            mixed = mixed.where(~unseeing, p.v[at.b, at.g].to(p.kind).mean(2)[:, :, None, None])
+        out[at.b, at.g, :, at.s] = mixed.to(out.dtype)
     return out.flatten(1, 2), keys.flatten(1, 2)
 
 
@@ -56,6 +60,12 @@ class Gradients:
             wide = torch.zeros(bias.shape, dtype=p.kind, device=bias.device)
             wide = wide[(None,) * (4 - wide.ndim)]
             self.bias = wide.unflatten(1, (g, r) if wide.shape[1] > 1 else (1, 1))
+
+    def add_mean(self, grad: Tensor, unseeing: Tensor, at: Chunk) -> None:
+        """Add what the rows [b g r s] of a chunk that see no key give all values, whose mean they are."""
+        if self.p.mean:
+            rows = (grad[at.b, at.g, :, at.s].to(self.p.kind) * unseeing[..., None]).sum((2, 3))
+            self.v[at.b, at.g] += (rows / self.v.shape[2])[:, :, None]
 
     def add_bias(self, d_scores: Tensor, at: Chunk) -> None:
         """Add what a chunk's scores [b g r s t] give the bias, summed where it was broadcast."""
@@ -99,6 +109,7 @@ def _dense(grads: Gradients, grad: Tensor, at: Chunk) -> None:
     p = grads.p
     x, slope = p.scores(at)
     weights, d_out, values, r = softmax_(x), p.rows(grad, at), p.table(p.v, at), p.q.shape[2]
+    grads.add_mean(grad, weights.sum(-1) == 0, at)
     weights, d_x = _d_scores(p, at, weights, (d_out @ values.mT).unflatten(2, (r, -1)))
     grads.v[at.b, at.g, : at.keys] += weights.flatten(2, 3).mT @ d_out
     grads.add_bias(d_x, at)
@@ -109,6 +120,7 @@ def _dense(grads: Gradients, grad: Tensor, at: Chunk) -> None:
 
 def _sparse(grads: Gradients, grad: Tensor, keys: Tensor, at: Chunk) -> None:
     p, r = grads.p, keys.shape[2]
+    grads.add_mean(grad, (keys < 0).all(-1), at)
     if p.dropout:
         keys = keys[..., : at.keys]  # as wide as in the forward pass, which had the same chunks
     lookup = Lookup(keys.flatten(2, 3), at.keys)
@@ -131,7 +143,7 @@ def _forward(inputs: Inputs, attrs: Attrs, extra: Sequence[Any]) -> tuple[Tensor
     """Return the result, the scores of the chosen keys where the backward pass wants them (CUDA), and those keys."""
     dropped = bool(extra and extra[0])
     scores = keys = None
-    if not dropped and cuda.takes(inputs):
+    if not dropped and cuda.takes(inputs, attrs):
         out, scores, keys = cuda.forward(inputs, attrs, keep=True)
     elif not dropped and not attrs["k"] and torch_run.on_cpu(TOPK_ATTENTION, inputs):
         out = torch_run.run(TOPK_ATTENTION, inputs, attrs)
@@ -146,7 +158,7 @@ def _fake(out: Tensor, inputs: Inputs, attrs: Attrs, extra: Sequence[Any]) -> tu
     if k is None:
         raise ValueError("TopKAttention: k is not optional")
     count = torch.sym_min(attrs["k"], k.shape[2]) if attrs["k"] else 0
-    kept = count if not (extra and extra[0]) and cuda.takes(inputs) else 0
+    kept = count if not (extra and extra[0]) and cuda.takes(inputs, attrs) else 0
     return tuple(
         out.new_empty((*out.shape[:3], n), dtype=kind) for n, kind in ((kept, torch.float32), (count, torch.int32))
     )

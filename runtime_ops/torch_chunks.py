@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from runtime_ops.ops.topk_attention import MEAN
+
 Tensor = torch.Tensor
 _ROOM = {"cpu": 1 << 20, "cuda": 1 << 26}  # scores in memory at a time
 _CAUSAL_ROWS = 256  # more queries at a time would see more keys that most of them may not
@@ -28,7 +30,7 @@ class Chunk:
 class Problem:
     """One call, seen as q [b g r s d], k [b g t d], v [b g t e], bias [b g r s t], key_mask [b t], past [b].
 
-    r is how many query heads share a key head; everything is a view.
+    r is how many query heads share a key head; everything is a view. mean: what rows get that see no key, else 0.
     """
 
     q: Tensor
@@ -41,6 +43,8 @@ class Problem:
     scale: float
     softcap: float
     causal: bool
+    window: int
+    mean: bool
     dropout: float
     seed: int
 
@@ -61,7 +65,8 @@ class Problem:
             bias=None if bias is None else bias.expand(b, h, s, t).unflatten(1, (g, h // g)),
             key_mask=key_mask, past=None if past is None else past.to(q.device).reshape(-1).expand(b),
             k_top=min(attrs["k"], t), scale=q.shape[3] ** -0.5 if attrs["scale"] is None else attrs["scale"],
-            softcap=attrs["softcap"], causal=bool(attrs["causal"]),
+            softcap=attrs["softcap"], causal=bool(attrs["causal"]), window=attrs["window"],
+            mean=attrs["no_key"] == MEAN,
             dropout=dropout, seed=0 if seed is None else int(seed),
         )  # fmt: skip
 
@@ -71,7 +76,7 @@ class Problem:
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
 
     def chunks(self, width: int | None = None) -> Iterator[Chunk]:
-        """Cut the call up; rows that see no key are left out.
+        """Cut the call up; rows that see no key are left out, unless they get the mean of all values.
 
         Args:
             width: how many numbers per row a chunk has to have room for; None: all scores.
@@ -86,7 +91,7 @@ class Problem:
         batch = min(max(room // max(rows * heads, 1), 1), b)
         starts = [(i, j, a) for i in range(0, b, batch) for j in range(0, g, heads) for a in range(0, s, max(rows, 1))]
         for number, (i, j, a) in enumerate(starts):
-            keys = min(t, a + rows + past) if self.causal else t
+            keys = min(t, max(a + rows + past, int(self.mean))) if self.causal else t
             if keys > 0:
                 parts = (slice(n, n + size) for n, size in ((i, batch), (j, heads), (a, rows)))
                 yield Chunk(**dict(zip("bgs", parts, strict=True)), keys=keys, number=number)
@@ -108,15 +113,19 @@ class Problem:
             x += self.bias[at.b, at.g, :, at.s, : at.keys]
         if self.key_mask is not None:
             x.masked_fill_(~self.key_mask[at.b, None, None, None, : at.keys].bool(), -torch.inf)
-        if self.causal:
-            x.masked_fill_(self._future(at), -torch.inf)
+        if self.causal or self.window:
+            x.masked_fill_(self._unseen(at), -torch.inf)
         return x, slope
 
-    def _future(self, at: Chunk) -> Tensor:
+    def _unseen(self, at: Chunk) -> Tensor:
+        """Return which keys causality and window hide."""
         row = torch.arange(at.s.start, min(at.s.stop, self.q.shape[3]), device=self.q.device)[:, None]
         if self.past is not None:
             row = row + self.past[at.b].reshape(-1, 1, 1, 1, 1)
-        return torch.arange(at.keys, device=self.q.device) > row
+        ahead = torch.arange(at.keys, device=self.q.device) - row
+        if not self.window:
+            return ahead > 0
+        return (ahead > (0 if self.causal else self.window - 1)) | (ahead <= -self.window)
 
     def capped(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the scores with the soft cap on, in the same memory, and the cap's slope."""

@@ -11,30 +11,38 @@ from typing import Any
 import pytest
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "families.json"
+# inductor would start a compiler process for every core, beside each worker of the tests; read when torch is imported
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 COUNTS = ("attention", "found", "feed_forward", "feed_forward_found")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the counts that test_families.py recorded; the sweep also writes them to a file."""
+    """Print the counts that the tests of families recorded; the sweep also writes those of ONNX files to a file."""
+    _section(terminalreporter, "torch family", "blocks found in model families as torch graphs")
+    rows = _section(terminalreporter, "family", "blocks found in model families")
+    if rows and os.environ.get("GRAFT_SWEEP"):
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _section(terminalreporter: pytest.TerminalReporter, recorded: str, title: str) -> list[Mapping[str, Any]]:
+    """Print the counts that were recorded under a name, and return them: a row for each test."""
     last: dict[str, Mapping[str, Any]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, row in getattr(report, "user_properties", ()):
-                if name == "family" and getattr(report, "when", "") == "call":
+                if name == recorded and getattr(report, "when", "") == "call":
                     last[report.nodeid] = row  # a test records again when it gets further
-    if not last:
-        return
-    terminalreporter.section("blocks found in model families")
-    skipped = [row for row in last.values() if "skipped" in row]
-    for what in ("exporter", "family"):
-        for line in _counts([row for row in last.values() if "skipped" not in row], what):
-            terminalreporter.write_line(line)
-    for row in skipped:
-        terminalreporter.write_line(f"{row['family']:24} {row['exporter']}: {row['skipped']}")
-    terminalreporter.write_line(f"files that an exporter does not write, or that do not run: {len(skipped)}")
-    if os.environ.get("GRAFT_SWEEP"):
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(list(last.values()), indent=1) + "\n", encoding="utf-8")
+    if last:
+        terminalreporter.section(title)
+        skipped = [row for row in last.values() if "skipped" in row]
+        for what in ("exporter", "family"):
+            for line in _counts([row for row in last.values() if "skipped" not in row], what):
+                terminalreporter.write_line(line)
+        for row in skipped:
+            terminalreporter.write_line(f"{row['family']:24} {row['exporter']}: {row['skipped']}")
+        terminalreporter.write_line(f"what an exporter does not write, or what does not run: {len(skipped)}")
+    return list(last.values())
 
 
 def _counts(rows: Iterable[Mapping[str, Any]], by: str) -> Iterable[str]:

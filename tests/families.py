@@ -495,7 +495,10 @@ UNREAD: Mapping[str, str] = {
     "mixtral-past": EXPERTS,
 }
 # Declines of what looks like a feed-forward block and is none, and words of the reason.
-BESIDE: Mapping[str, str] = {"blip": "tanh stands between its products"}  # a pooler before a projection
+BESIDE: Mapping[str, str] = {
+    "blip": "tanh stands between its products",  # a pooler before a projection
+    "convbert": "two linear results meet between its products",  # query times convolved key, then the kernel's weights
+}
 # Attention that reading declines, by the start of a case's name: how many blocks, and words of the reason.
 DECLINED: Mapping[str, tuple[int, str]] = {
     "gpt-oss": (2, "more than the keys"),  # a learned sink beside them

@@ -92,11 +92,13 @@ def unrounded(path: Path, folder: Path) -> Path:
 
     Rounding turns a difference in the last bit into one of a percent (between ONNX Runtime's optimization
     levels an original differs from itself by 5 %), so numbers are compared on this copy: x and 1 take the
-    place of DynamicQuantizeLinear's values and scale, MatMulInteger becomes a product with float weights.
+    place of DynamicQuantizeLinear's values and scale, MatMulInteger becomes a product with float weights, which
+    take in their scale.
     """
     model = onnx.load(path)
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     plain: dict[str, str] = {}
+    ones: dict[str, np.ndarray] = {}
     nodes = []
     for node in model.graph.node:
         if node.op_type == "DynamicQuantizeLinear":
@@ -106,12 +108,18 @@ def unrounded(path: Path, folder: Path) -> Path:
         if node.op_type == "MatMulInteger":
             zero = weights[node.input[3]].astype(np.float32)
             widened = weights[node.input[1]].astype(np.float32) - zero
+            scale = node.input[1].removesuffix("_quantized") + "_scale"
+            if scale in weights:
+                widened, ones[scale] = widened * weights[scale], np.ones_like(weights[scale])
             model.graph.initializer.append(numpy_helper.from_array(widened, f"{node.output[0]}_weight"))
             names = [plain[node.input[0]], f"{node.output[0]}_weight"]
             node = helper.make_node("MatMul", names, node.output, node.name)  # noqa: PLW2901
         nodes.append(node)
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
+    for tensor in model.graph.initializer:
+        if tensor.name in ones:
+            tensor.CopyFrom(numpy_helper.from_array(ones[tensor.name], tensor.name))
     onnx.save(model, folder / "unrounded.onnx")
     return folder / "unrounded.onnx"
 

@@ -14,6 +14,7 @@ import numpy as np
 from test_kernels import DTYPES, HARD, SAMPLES, Sample, attention, rounded, visible
 
 from runtime_ops import abi
+from runtime_ops.ops.topk_attention import NO_KEY
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,8 +55,10 @@ def write_sample(file: BinaryIO, name: str, sample: Sample, share: float = 0.0) 
     scale = sample.get("scale")
     width = sample["q"].shape[3] ** -0.5
     allowed = allowed_error(sample, golden, sample["q"].dtype, share)
-    factors = (width if scale is None else scale, sample.get("softcap", 0.0), sample.get("causal", 0))
-    file.write(struct.pack("<qdffi", sample.get("k_top", 0), allowed, *factors))
+    factors = (width if scale is None else scale, sample.get("softcap", 0.0))
+    file.write(struct.pack("<qdff", sample.get("k_top", 0), allowed, *factors))
+    no_key = NO_KEY.index(sample.get("no_key", "zero"))
+    file.write(struct.pack("<iiq", sample.get("causal", 0), no_key, sample.get("window", 0)))
 
 
 def clear(sample: Sample) -> bool:

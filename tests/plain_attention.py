@@ -26,7 +26,8 @@ def attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = 
     v = np.broadcast_to(v, (b, *v.shape[1:]))
     out = np.zeros((b, h, s, v.shape[-1]), kind)
     for row in np.ndindex(b, h, s):
-        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t)
+        none = v[row[:2]].mean(0) if attrs.get("no_key") == "mean" and t else np.zeros(v.shape[-1], kind)
+        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t, none)
     return out
 
 
@@ -43,17 +44,53 @@ def visible(arrays: Mapping[str, Any], attrs: Mapping[str, Any], s: int, t: int)
     keep = np.ones((1, 1, s, t), bool)
     if arrays.get("key_mask") is not None:
         keep = keep & arrays["key_mask"][:, None, None, :]
+    past = arrays.get("past_length")
+    shift = np.zeros(1, np.int64) if past is None else np.reshape(past, -1)
+    away = np.arange(t) - (np.arange(s)[:, None] + shift[:, None, None, None])
     if attrs.get("causal"):
-        past = arrays.get("past_length")
-        shift = np.zeros(1, np.int64) if past is None else np.reshape(past, -1)
-        keep = keep & (np.arange(t) <= np.arange(s)[:, None] + shift[:, None, None, None])
+        keep = keep & (away <= 0)
+    if attrs.get("window"):
+        keep = keep & (abs(away) < attrs["window"])
     return keep
 
 
-def attend(scores: np.ndarray, v: np.ndarray, k: int) -> np.ndarray:
-    """Return one row's softmax over its ``k`` best scores times the values; 0 if it sees no key."""
+def attend(scores: np.ndarray, v: np.ndarray, k: int, none: np.ndarray) -> np.ndarray:
+    """Return one row's softmax over its ``k`` best scores times the values; ``none`` if it sees no key."""
     best = np.argsort(-scores, kind="stable")[:k]
     if not best.size or scores[best[0]] == -np.inf:
-        return np.zeros(v.shape[-1], v.dtype)
+        return none
     weights = np.exp(scores[best] - scores[best[0]])
     return np.asarray((weights / weights.sum()) @ v[best])
+
+
+def expanded_attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = np.float64) -> np.ndarray:
+    """Return attention [n h s e] to a memory [b t m], through w_k [g d m] and w_v [g e m] on the queries' side."""
+    q, memory, w_k, w_v = (arrays[name].astype(kind) for name in ("q", "memory", "w_k", "w_v"))
+    group = q.shape[1] // len(w_k)
+    w_k, w_v = np.repeat(w_k, group, axis=0), np.repeat(w_v, group, axis=0)
+    same = {**per_row(arrays), "q": q @ w_k}
+    given = {**attrs, "scale": attrs.get("scale") or q.shape[3] ** -0.5}
+    keys = memory[rows_read(arrays)][:, None]
+    out = attention({**same, "k": keys, "v": keys}, given, kind) @ w_v.swapaxes(-1, -2)
+    if arrays.get("b_v") is None:
+        return out
+    seen = attention({**same, "k": keys, "v": np.ones((*keys.shape[:3], 1))}, given, kind)  # 1, or 0 without a key
+    return np.asarray(out + np.round(seen) * np.repeat(arrays["b_v"].astype(kind), group, axis=0)[:, None])
+
+
+def per_row(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bias, and what hides keys of the memory, for every row of the queries."""
+    b, index = len(arrays["memory"]), rows_read(arrays)
+    given = {name: arrays[name] for name in ("key_mask", "past_length") if arrays.get(name) is not None}
+    found = {name: np.broadcast_to(x, (b, *x.shape[1:]))[index] for name, x in given.items()}
+    bias, n = arrays.get("bias"), len(arrays["q"])
+    shared = bias is not None and bias.ndim == 4 and len(bias) not in (1, n)
+    return {**found, "bias": np.repeat(bias, n // b, axis=0) if shared else bias}
+
+
+def rows_read(arrays: Mapping[str, Any]) -> np.ndarray:
+    """Return which row of the memory each row of the queries reads."""
+    if arrays.get("beam_index") is not None:
+        return np.asarray(arrays["beam_index"])
+    n, b = len(arrays["q"]), len(arrays["memory"])
+    return np.arange(n) // max(n // max(b, 1), 1)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rewriter.doctor import Check, DoctorReport, KernelRow
 from rewriter.report import (
+    Activity,
     ApplyCheck,
     ApplyReport,
     BenchCase,
     BenchReport,
     CacheReport,
     Caution,
+    Count,
     DeclineRow,
     DistillReport,
     OutputError,
@@ -46,11 +50,20 @@ SITE = SiteRow(
     softcap=None,
     anchor=ANCHOR,
 )
+NEURONS = Count(median=612, most=1_536)
+BLOCK = replace(
+    SITE,
+    id="feed-forward.0",
+    kind="feed-forward",
+    reads_as="gelu(x·w + b)·w_out + b_out",
+    mask=None,
+    activity=Activity(tokens=262_144, positive=0.2125, nonzero=NEURONS, largest={0.99: NEURONS, 0.999: NEURONS}),
+)
 SHOW = ShowReport(
     model="model.onnx",
     host="onnx",
     opset=17,
-    sites=[SITE],
+    sites=[SITE, BLOCK],
     declines=[DeclineRow(kind="softmax", anchor="/head/Softmax", reason=REASON, at="/head/ReduceMax")],
 )
 WHY = WhyReport(

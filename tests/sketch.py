@@ -359,5 +359,6 @@ FILL: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = 
     "additive": lambda rng, shape: np.where(_keep(rng, shape), 0.0, LOWEST),
     "ids": lambda rng, shape: rng.integers(0, 7, shape),
     "ones": lambda rng, shape: np.ones(shape),
+    "zeros": lambda rng, shape: np.zeros(shape),
     "true": lambda rng, shape: np.ones(shape, bool),
 }

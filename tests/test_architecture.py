@@ -57,6 +57,7 @@ LONG_FUNCTIONS: dict[str, str] = {
     "rewriter/distilling.py::distill": "its docstring tells every argument, and the loss",
     "runtime_ops/kernels.py::run_topk_attention": "its signature is the operation's, one argument a line",
     "runtime_ops/ops/topk_attention.py::samples": "a table of calls",
+    "runtime_ops/ops/expanded_attention.py::samples": "a table of calls",
 }
 
 

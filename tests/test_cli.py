@@ -25,7 +25,7 @@ from spellings import SPELLINGS
 import rewriter
 from rewriter import console, render
 from rewriter.cli import app
-from rewriter.render import Page
+from rewriter.tables import UNBOUNDED, Page
 
 COMMANDS = ("show", "why", "apply", "split", "cache", "verify", "bench", "rules", "ops", "doctor")
 GRAFT = (sys.executable, "-m", "rewriter")
@@ -184,7 +184,7 @@ def test_doctor(graft: Graft) -> None:
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
-@pytest.mark.parametrize("width", [80, render.UNBOUNDED])
+@pytest.mark.parametrize("width", [80, UNBOUNDED])
 def test_tables(report: rewriter.report.Report, width: int) -> None:
     """Nothing is cut, no line is wider than the page, and a page without end has every string whole."""
     page = render.text(report, Page(width=width, color=False))
@@ -192,7 +192,7 @@ def test_tables(report: rewriter.report.Report, width: int) -> None:
     assert max(map(len, page.splitlines())) <= width
     assert not re.search(r"[ \t]$", page, re.MULTILINE)
     assert "…" not in page
-    if width == render.UNBOUNDED:
+    if width == UNBOUNDED:
         for word in ("because the classifier", "attention.0", "/encoder/layer.0/Softmax"):
             assert (word in page) == (word in json.dumps(report.to_dict(), ensure_ascii=False))
 
@@ -207,7 +207,7 @@ def test_kernels_are_installed(graft: Graft) -> None:
 
 
 def test_a_bug_is_one_sentence(graft: Graft, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: str) -> None:
+    def broken(path: str, inputs: object) -> None:
         raise ZeroDivisionError("a\nb")
 
     monkeypatch.setattr("rewriter.look.show", broken)
@@ -219,7 +219,7 @@ def test_a_bug_is_one_sentence(graft: Graft, model: Path, monkeypatch: pytest.Mo
 
 
 def test_ctrl_c_is_quiet(graft: Graft, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(path: str) -> None:
+    def stopped(path: str, inputs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rewriter.look.show", stopped)

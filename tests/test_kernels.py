@@ -51,6 +51,8 @@ def attention(sample: Sample, dtype: Any) -> tuple[Array, Array]:
     weights = np.exp(scores - np.where(np.isfinite(high), high, 0).astype(dtype))
     total = weights.sum(-1, keepdims=True)
     weights = weights / np.where(total > 0, total, 1)
+    if sample.get("no_key") == "mean":
+        weights = np.where(total == 0, np.asarray(1 / max(scores.shape[-1], 1), dtype), weights)
     return np.matmul(weights, v), weights
 
 
@@ -59,10 +61,13 @@ def visible(sample: Sample, shape: tuple[int, ...]) -> Array:
     seen = np.ones(shape, bool)
     if sample.get("key_mask") is not None:
         seen &= sample["key_mask"][:, None, None, :]
+    past = sample.get("past_length")
+    offset = np.zeros(1, np.int64) if past is None else np.asarray(past).reshape(-1)
+    ahead = np.arange(shape[3]) - (np.arange(shape[2])[:, None] + offset[:, None, None, None])
     if sample.get("causal"):
-        past = sample.get("past_length")
-        offset = np.zeros(1, np.int64) if past is None else np.asarray(past).reshape(-1)
-        seen &= np.arange(shape[3]) <= np.arange(shape[2])[:, None] + offset[:, None, None, None]
+        seen &= ahead <= 0
+    if sample.get("window"):
+        seen &= abs(ahead) < sample["window"]
     return seen
 
 
@@ -160,6 +165,28 @@ SAMPLES: dict[str, Sample] = {
     "k, key_mask": tensors(b=2, s=70, t=300) | {"k_top": 9, "key_mask": chosen(2, 300)},
     "k > keys seen": tensors(b=2, s=70, t=300) | {"k_top": 100, "key_mask": chosen(2, 300, share=0.1)},
     "k, bias [b h s t]": tensors(b=2, h=4, s=33, t=200) | {"k_top": 8, "bias": noise(2, 4, 33, 200) * 3},
+    "window": tensors(s=300, t=300) | {"causal": True, "window": 20},
+    "window, tile edges": tensors(s=260, t=260, d=64, e=64) | {"causal": True, "window": 128},
+    "window, both sides": tensors(h=4, s=200, t=300) | {"window": 70, "past_length": 50},
+    "window, far past": tensors(b=2, s=70, t=300)
+    | {"causal": True, "window": 40, "past_length": np.array([2**62, 290])},
+    "window, decode": tensors(h=8, g=2, s=1, t=500, d=64, e=64) | {"causal": True, "window": 90, "past_length": 499},
+    "window, bias, key_mask": tensors(b=2, h=4, s=133, t=200)
+    | {"bias": noise(2, 1, 133, 200), "key_mask": chosen(2, 200), "causal": True, "window": 30, "past_length": 60},
+    "window, bias lowest": tensors(s=200, t=200) | {"bias": fill(200, 90, LOWEST), "causal": True, "window": 30},
+    "window, bias lowest in front": tensors(s=200, t=200)
+    | {"bias": fill(200, 90, LOWEST, front=True), "causal": True, "window": 30},
+    "window, k": tensors(s=300, t=300, d=40) | {"k_top": 7, "causal": True, "window": 90},
+    "mean": tensors(b=2, h=4, g=2, s=70, t=300)
+    | {"key_mask": np.arange(300) < np.array([[300], [0]]), "no_key": "mean"},
+    "mean, left padding": tensors(b=2, s=200, t=200, e=37)
+    | {"key_mask": np.arange(200) >= np.array([[150], [3]]), "causal": True, "window": 50, "no_key": "mean"},
+    "mean, k": tensors(b=2, s=90, t=200)
+    | {"k_top": 9, "key_mask": np.arange(200) >= np.array([[50], [3]]), "causal": True, "no_key": "mean"},
+    "mean, decode": tensors(b=2, h=8, g=2, s=1, t=300, d=64, e=64)
+    | {"key_mask": np.zeros((2, 300), bool), "no_key": "mean"},
+    "mean, bias": tensors(s=70, t=140)
+    | {"bias": np.where(chosen(1, 1, 70, 1), 0, -INF).astype(np.float32), "no_key": "mean"},
     "k, causal, softcap": tensors(s=200, t=260, d=40)
     | {"k_top": 20, "causal": True, "softcap": 3.0, "past_length": 60},
     "k, huge logits": tensors(s=400, t=300, d=64, gain=1e4) | {"k_top": 32},
@@ -173,6 +200,12 @@ SAMPLES: dict[str, Sample] = {
     "long, k, bias lowest everywhere but 3": tensors(**LONG) | {"k_top": 16, "bias": fill(600, 3, LOWEST)},
     "long, k, causal": tensors(**LONG) | {"k_top": 16, "causal": True, "past_length": 400},
     "long, k, causal, no past": tensors(**LONG) | {"k_top": 16, "causal": True},
+    "long, k, window": tensors(**LONG) | {"k_top": 16, "causal": True, "window": 90, "past_length": 400},
+    "long, k, window, both sides": tensors(**LONG) | {"k_top": 16, "window": 150, "past_length": 333},
+    "long, k, window below k": tensors(**LONG)
+    | {"k_top": 16, "causal": True, "window": 9, "past_length": 700, "no_key": "mean"},
+    "long, k, mean": tensors(**LONG)
+    | {"k_top": 16, "causal": True, "key_mask": np.arange(600) >= np.array([[40]]), "no_key": "mean"},
     "long, k, outlier": spread(tensors(**LONG) | {"k_top": 16}, 17, 1e3),
     "long, k, hidden garbage": spread(
         tensors(**LONG) | {"k_top": 16, "key_mask": (np.arange(600) != 17)[None]}, 17, 1e18
@@ -298,6 +331,8 @@ HARD: dict[str, Sample] = {
     "several tiles, rising": tensors(h=1, g=1, s=7, t=70000, d=8, e=8)
     | {"k": np.sort(tensors(h=1, g=1, s=7, t=70000, d=8, e=8)["k"], axis=2)},
     "several tiles, causal": tensors(h=1, g=1, s=20, t=40000, d=8, e=8) | {"causal": True, "past_length": 32758},
+    "several tiles, window": tensors(h=1, g=1, s=20, t=40000, d=8, e=8)
+    | {"causal": True, "window": 9000, "past_length": 32758},
     "several tiles, mask": tensors(h=1, g=1, s=13, t=70000, d=8, e=8) | {"key_mask": chosen(1, 70000, share=0.01)},
 }
 
@@ -376,6 +411,8 @@ REFUSED: dict[str, tuple[Callable[[], Array], str]] = {
         "batch axis got .* allowed equal",
     ),
     "k": (lambda: run({"q": Q, "k": K, "v": K, "k_top": -1}), r"k got -1, allowed 0 \(every key\) or more"),
+    "window": (lambda: run({"q": Q, "k": K, "v": K, "window": -1}), r"window got -1, allowed 0 \(none\) or more"),
+    "no_key": (lambda: run({"q": Q, "k": K, "v": K, "no_key": "nan"}), "no_key is nan; allowed are zero, mean"),
     "softcap": (lambda: run({"q": Q, "k": K, "v": K, "softcap": -1.0}), "softcap got -1.0*, allowed 0"),
     "scale": (lambda: run({"q": Q, "k": K, "v": K, "scale": INF}), "scale got inf, allowed a finite number"),
     "bias": (
@@ -412,7 +449,7 @@ def test_refusals_say_what_is_allowed(name: str) -> None:
 def test_rows_are_complete_and_ranked() -> None:
     rows = kernels.kernels()
     assert {"op", "name", "isa", "dtypes", "limits", "rank", "usable", "reason"} <= set(rows[0])
-    operations = {"TopKAttention", "TopKFeedForward", "CombinerAttention", "SegmentAttention"}
+    operations = {"TopKAttention", "TopKFeedForward", "CombinerAttention", "SegmentAttention", "ExpandedAttention"}
     assert {row["op"] for row in rows} == operations
     assert len({(row["op"], row["rank"]) for row in rows}) == len(rows)
     for op in {row["op"] for row in rows}:

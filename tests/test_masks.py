@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from patterns import fills
 from patterns.mask import All, Causal, Keep, Keys, Mask, NoMask, Window, together
-from patterns.masking import Masking
+from patterns.masking import LOWEST, Masking
 from patterns.positions import never_negative
 from patterns.visible import Parts, parts
 from rewriter.layout import atom
@@ -174,6 +174,81 @@ def test_fills_are_zero_where_a_key_is_visible(mask: Expr, case: Case, number: f
         return
     assert agrees(fill.parts, values == 0, case)
     assert set(np.unique(values)) <= {0.0, float(np.float32(fill.number))}
+
+
+TABLE = const(np.linspace(-2, 2, 7, dtype=np.float32))  # a bias by distance, as T5 has it
+FILLS = (-np.inf, LOWEST)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[str, Expr, float]:
+    """One thing that is done to scores on their way to the softmax."""
+    how = draw(st.sampled_from(["replaced", "added", "both", "bias", "scaled", "clamped", "unknown"]))
+    return how, draw(masks), draw(st.sampled_from(FILLS if how != "clamped" else FILLS[1:]))
+
+
+def by_distance() -> Expr:
+    away = make("min", make("max", make("sub", ROWS, COLUMNS), const(0)), const(6))
+    return make("gather", TABLE, away, axis=0)
+
+
+def apply(masking: Masking, scores: np.ndarray, layer: tuple[str, Expr, float], feeds: Any) -> Any:
+    """The reading of a layer, and the scores in float32 that it leaves."""
+    how, mask, number = layer
+    fill, f32 = make("where", mask, const(0.0), const(number)), np.float32
+    if how == "replaced":
+        found = parts(mask, FRAME, FRAME)
+        return masking.replaced(mask, True, found, number), np.where(golden(mask, feeds), scores, f32(number))
+    if how == "clamped":
+        return masking.clamped(number), np.maximum(scores, f32(number))
+    if how == "scaled":
+        return masking.scaled(0.5), scores * f32(0.5)
+    if how == "both":  # a mask where another already hides
+        fill = make("where", make("le", COLUMNS, ROWS), fill, const(number))
+    term = {"bias": by_distance(), "unknown": symbol("bias", ODD.shape, f32)}.get(how, fill)
+    return masking.added(term, FRAME, FRAME), scores + golden(term, feeds).astype(f32)
+
+
+def weights(scores: np.ndarray, averages: bool) -> np.ndarray:
+    """Softmax over keys, and what is said of rows without any."""
+    peak = scores.max(-1, keepdims=True)
+    exps = np.exp(scores - np.where(np.isfinite(peak), peak, 0))
+    total = exps.sum(-1, keepdims=True)
+    none = np.float32(averages / scores.shape[-1])
+    return np.where(total == 0, none, exps / np.where(total == 0, 1, total))
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(layers(), min_size=1, max_size=4), cases)
+def test_flags_and_bias_give_the_weights_of_the_original(stack: list[tuple[str, Expr, float]], case: Case) -> None:
+    """Also of rows that are hidden whole, by one mask or by several together."""
+    feeds, whole = case.feeds(), (case.b, 2, case.s, case.s + case.p)
+    feeds["bias"] = np.random.default_rng(case.seed).choice([0.0, 1.0, LOWEST], (case.b, 1, *whole[2:]))
+    start = np.random.default_rng(case.seed).standard_normal(whole).astype(np.float32)
+    masking, scores, factor = Masking(), start, np.float32(1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for layer in stack:
+            masking, scores = apply(masking, scores, layer, feeds)
+            factor *= np.float32(0.5) if layer[0] == "scaled" else np.float32(1)
+        found = masking.finished()
+        for bias, flags in ((found.bias, True), (found.whole, False)):
+            ours = start * factor
+            ours = ours if bias is None else ours + golden(bias, feeds).astype(np.float32)
+            ours = np.where(seen(found, case, feeds), ours, np.float32(-np.inf)) if flags else ours
+            given_weights = weights(ours, found.averages and flags)
+            right = weights(scores, False)
+            known = (scores.max(-1) > -np.inf)[..., None]  # else NaN in the original
+            assert np.allclose(np.where(known, given_weights - right, 0), 0, atol=5e-3)
+
+
+def seen(found: Masking, case: Case, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """Which keys the flags leave visible."""
+    (i, j), shown = case.grid(), np.ones((case.b, 1, case.s, case.s + case.p), bool)
+    if found.causal is not None:
+        last = i + golden(found.causal.value, feeds)
+        shown = shown & (j <= last)
+        shown = shown & (j > last - found.window) if found.window else shown
+    return shown if found.keys is None else shown & golden(found.keys, feeds).astype(bool)[:, None, None]
 
 
 @settings(max_examples=200, deadline=None)

@@ -18,12 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from plain_attention import attention, segment_attention
+from plain_attention import attention, expanded_attention, segment_attention
 from plain_combiner import combiner
 from plain_feed_forward import feed_forward
 
 from runtime_ops import kernels
 from runtime_ops.ops import OPS
+from runtime_ops.ops.topk_attention import NO_KEY
 from runtime_ops.spec import DOMAIN, VERSION, OpSpec, Sample
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -39,12 +40,14 @@ IN_C: dict[str, Callable[..., np.ndarray]] = {
     "TopKFeedForward": kernels.run_topk_feed_forward,
     "SegmentAttention": kernels.run_segment_attention,
     "CombinerAttention": kernels.run_combiner_attention,
+    "ExpandedAttention": kernels.run_expanded_attention,
 }
 PLAIN: dict[str, Callable[..., np.ndarray]] = {
     "TopKAttention": attention,
     "TopKFeedForward": feed_forward,
     "SegmentAttention": segment_attention,
     "CombinerAttention": combiner,
+    "ExpandedAttention": expanded_attention,
 }
 
 
@@ -186,8 +189,15 @@ def test_body_of_every_opset(spec: OpSpec, sample: Sample, opset: int) -> None:
 
 @pytest.mark.parametrize(
     ("attrs", "says"),
-    [({"k": -1}, "k is -1"), ({"causal": 2}, "causal is 2"), ({"softcap": -1.0}, "softcap"), ({"size": 1}, "size")],
-    ids=["k", "causal", "softcap", "unknown"],
+    [
+        ({"k": -1}, "k is -1"),
+        ({"causal": 2}, "causal is 2"),
+        ({"softcap": -1.0}, "softcap"),
+        ({"size": 1}, "size"),
+        ({"window": -3}, "window is -3"),
+        ({"no_key": "nan"}, "no_key is nan; it must be one of zero, mean"),
+    ],
+    ids=["k", "causal", "softcap", "unknown", "window", "no_key"],
 )
 def test_wrong_attributes_are_refused(attrs: Mapping[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -202,22 +212,26 @@ lengths = st.integers(1, 70)
 @given(
     seed=st.integers(0, 1 << 30), b=st.integers(1, 3), g=st.integers(1, 3), group=st.integers(1, 3),
     s=lengths, t=lengths, d=st.integers(1, 80), e=st.integers(1, 80), k=st.integers(0, 40),
-    causal=st.booleans(), mask=st.booleans(), bias=st.sampled_from(["", "1 1 1 t", "b 1 s t", "1 h s t", "b h s 1"]),
+    causal=st.booleans(), mask=st.sampled_from([0, 0.7, 0.04]), past=st.integers(-20, 90),
+    bias=st.sampled_from(["", "1 1 1 t", "b 1 s t", "1 h s t", "b h s 1"]),
+    window=st.sampled_from([0, 0, 1, 2, 9, 30, 64, 1 << 50]), no_key=st.sampled_from(NO_KEY),
     isa=st.sampled_from(isas() or ["scalar"]),
 )  # fmt: skip
 def test_any_call(
     seed: int, b: int, g: int, group: int, s: int, t: int, d: int, e: int, k: int,
-    causal: bool, mask: bool, bias: str, isa: str,
+    causal: bool, mask: float, past: int, bias: str, window: int, no_key: str, isa: str,
 ) -> None:  # fmt: skip
     spec, rng = OPS["TopKAttention"], np.random.default_rng(seed)
     shapes = {"q": (b, g * group, s, d), "k": (b, g, t, d), "v": (b, g, t, e)}
     arrays: dict[str, Any] = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
     if mask:
-        arrays["key_mask"] = rng.random((b, t)) < 0.7
+        arrays["key_mask"] = rng.random((b, t)) < mask
+    if past >= 0:
+        arrays["past_length"] = rng.integers(-past, past + 1, b)
     if bias:
         by_letter = {"b": b, "h": g * group, "s": s, "t": t, "1": 1}
         arrays["bias"] = rng.standard_normal([by_letter[x] for x in bias.split()]).astype(np.float32)
-    attrs = {"k": k, "causal": int(causal)}
+    attrs = {"k": k, "causal": int(causal), "window": window, "no_key": no_key}
     golden = spec.golden(arrays, attrs)
     error = np.abs(in_c(isa)(spec, arrays, attrs) - golden).max(initial=0.0)
     assert error <= allowed(spec, golden, arrays, attrs) + 2e-5  # a near tie may be resolved the other way in float32

@@ -126,6 +126,16 @@ def test_every_type_and_every_choice_of_inputs_runs(dtype: int, bias_dtype: int,
         assert session.get_outputs()[0].shape == expected[shapes]
 
 
+@pytest.mark.parametrize("k", [0, 2])
+def test_windows_and_rows_without_a_key(k: int) -> None:
+    given = feeds(1, 1, INPUTS["key_mask"]) | {"key_mask": np.zeros((2, 7), bool)}
+    given["key_mask"][1, 4:] = True
+    settings = {"causal": 1, "window": 2, "no_key": "mean"}
+    out = open_session(model(1, 1, INPUTS["key_mask"], k=k, **settings)).run(None, given)[0]
+    assert np.array_equal(out, kernels.run_topk_attention(**given, k_top=k, **settings))
+    assert np.allclose(out[0], np.repeat(given["v"][0].mean(1, keepdims=True), 2, axis=0), atol=1e-6)
+
+
 def test_missing_attributes_take_their_defaults() -> None:
     given = feeds(1, 1, NAMES)
     out = open_session(model(1, 1, NAMES)).run(None, given)[0]
@@ -144,6 +154,9 @@ REFUSED = {
     "scale int": ({"scale": 1}, "attribute scale got an int, allowed a float"),
     "softcap": ({"softcap": -2.0}, "attribute softcap got -2.0*, allowed 0"),
     "causal": ({"causal": 2}, "attribute causal got 2, allowed 0 or 1"),
+    "window": ({"window": -1}, "attribute window got -1, allowed 0"),
+    "no_key": ({"no_key": "nan"}, "attribute no_key got nan, allowed zero, mean"),
+    "no_key int": ({"no_key": 1}, "attribute no_key got an int, allowed a string"),
     "scale": ({"scale": float("inf")}, "attribute scale got inf, allowed a finite number"),
 }
 

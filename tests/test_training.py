@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,6 @@ from runtime_ops import to_torch, torch_chunks, torch_feed_forward, torch_ops
 from runtime_ops.spec import OpSpec, Sample
 from runtime_ops.torch_ops import topk_attention
 from runtime_ops.torch_select import Lookup, best
-
-ATTENTION = [(spec, sample) for spec, sample in SAMPLES if spec.name == "TopKAttention"]
 
 
 @pytest.fixture(params=["one chunk", "many chunks"])
@@ -60,15 +59,22 @@ def test_gradients_are_the_interpreters(spec: OpSpec, sample: Sample, kind: torc
         torch.testing.assert_close(found.double(), wanted, rtol=0, atol=TOLERANCE[kind] * size)
 
 
-# softmax of huge logits is a step, and float64 swallows scores that are added to the lowest float32
-NOT_SMOOTH = ("huge-logits", "huge-logits-top", "bias-all-filled")
-SMOOTH = [s for _, s in ATTENTION if s.id not in NOT_SMOOTH and 0 < s.arrays["q"].size * s.arrays["k"].size < 1e6]
+# Softmax of huge logits is a step, equal scores are chosen by their place, and float64 swallows scores that are added
+# to the lowest float32.
+NOT_SMOOTH = re.compile("huge|ties|tied|filled|fill")
+
+
+def smooth(sample: Sample) -> bool:
+    sizes = [a.size for a in sample.arrays.values() if a is not None]
+    return not NOT_SMOOTH.search(sample.id) and all(sizes) and sum(sizes) < 20_000
+
+
+SMOOTH = [(spec, sample) for spec, sample in SAMPLES if smooth(sample)]
 
 
 @pytest.mark.usefixtures("chunks")
-@pytest.mark.parametrize("sample", SMOOTH, ids=lambda s: s.id)
-def test_gradcheck(sample: Sample) -> None:
-    spec = ATTENTION[0][0]
+@pytest.mark.parametrize(("spec", "sample"), SMOOTH, ids=[s.id for _, s in SMOOTH])
+def test_gradcheck(spec: OpSpec, sample: Sample) -> None:
     inputs = moving(spec, sample, torch.float64)
     assert torch.autograd.gradcheck(lambda *x: torch_ops.op(spec)(*x, **sample.attrs), inputs, fast_mode=True)
 

@@ -11,6 +11,7 @@ from patterns.site import AttentionSite, Operand
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
+from runtime_ops.ops.topk_attention import MEAN, ZERO
 from runtime_ops.words import Expr, make, reshape
 
 _OP = OPS["TopKAttention"]
@@ -27,11 +28,30 @@ def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
 
 def call(site: AttentionSite, k: int) -> Plan:
     """Return the plan that computes the site's output by one call of ``TopKAttention``."""
-    inputs = operands(site)
-    if site.causal is not None and site.causal.offset != 0:
-        inputs["past_length"] = reshape(site.causal.value, [1])
-    attrs = {"k": k, "causal": int(site.causal is not None), **numbers(site)}
-    return Plan(values=result(site, _OP.call(inputs, attrs)))
+    inputs = {**operands(site), "past_length": past_length(site)}
+    return Plan(values=result(site, _OP.call(inputs, {"k": k, **flags(site), **numbers(site)})))
+
+
+def past_length(site: AttentionSite) -> Expr | None:
+    """Return how far a causal mask is moved, None if it is not."""
+    moved = site.causal is not None and site.causal.offset != 0 and not _both_sides(site)
+    return reshape(site.causal.value, [1]) if moved and site.causal is not None else None
+
+
+def flags(site: AttentionSite) -> dict[str, Any]:
+    """Return the attributes that say which keys are hidden, and what becomes of queries that see none."""
+    both = _both_sides(site)
+    return {
+        "causal": int(site.causal is not None and not both),
+        "window": both or site.window,
+        "no_key": MEAN if site.averages else ZERO,
+    }
+
+
+def _both_sides(site: AttentionSite) -> int:
+    """Return the window around the query that is as wide before it as behind it; 0 if there is none."""
+    ahead = 0 if site.causal is None else site.causal.offset
+    return ahead + 1 if isinstance(ahead, int) and ahead > 0 and site.window == 2 * ahead + 1 else 0
 
 
 def operands(site: AttentionSite) -> dict[str, Expr | None]:
@@ -68,6 +88,11 @@ def _letter(operand: Operand, letter: str) -> layout.Axis:
 def _common_type(site: AttentionSite) -> np.dtype[Any]:
     types = {x.value.dtype for x in (site.q, site.k, site.v)} - {None}
     return types.pop() or np.dtype(np.float32) if len(types) == 1 else np.dtype(np.float32)
+
+
+def typed(expr: Expr | None, site: AttentionSite) -> Expr | None:
+    """Return a tensor in the type that the site computes in."""
+    return None if expr is None else _typed(expr, _common_type(site))
 
 
 def _typed(expr: Expr | None, dtype: np.dtype[Any]) -> Expr:

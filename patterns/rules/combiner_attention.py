@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patterns.mask import Causal, Keys, Mask, Window
@@ -28,12 +28,12 @@ def _why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
         return f"its {s} queries and {t} keys are not proved to be one sequence, whose tokens regions are made of"
     if site.causal is not None and site.causal.offset != 0:
         return f"its causal mask is moved by {site.causal.offset}; regions need queries and keys at the same places"
-    return None if site.bias is None else _why_no_bias(site.mask)
+    return _why_no_mask(site) if site.bias is not None or site.window or site.averages else None
 
 
-def _why_no_bias(mask: Mask) -> str:
+def _why_no_mask(site: AttentionSite) -> str:
     """Return why a region's summary cannot carry what is added to the scores."""
-    parts = getattr(mask, "parts", [mask])
+    parts: Sequence[Mask] = getattr(site.mask, "parts", [site.mask])
     if any(isinstance(part, Window) for part in parts):
         return "its mask is a window, which cuts through regions; a summary is seen whole or not at all"
     if all(isinstance(part, Causal | Keys) for part in parts):

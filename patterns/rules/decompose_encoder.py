@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from patterns.rules import attention_call
-from patterns.site import AttentionSite, EncoderSite
+from patterns.site import EncoderSite
 from rewriter.plan import Keeps, Option, Plan, Rule
 from runtime_ops.ops import OPS
 from runtime_ops.ops.pieces import count
-from runtime_ops.words import Expr, const, dim, make, reshape
+from runtime_ops.words import Expr, const, dim, make
 
 _OP = OPS["SegmentAttention"]
 _F32 = np.dtype(np.float32)
@@ -38,22 +38,10 @@ def _plan(site: EncoderSite, given: Mapping[str, Any]) -> Plan:
     values: dict[Any, Expr] = {}
     for layer in site.layers[: given["layers"]]:
         inputs = attention_call.operands(layer)
-        inputs["bias"] = _with_causal(layer, inputs)
+        inputs.update(bias=layer.whole, key_mask=None)  # the operation knows keys alone, and gives 0 without any
         inputs["segments"] = _segments(site, inputs["q"], given)
         values.update(attention_call.result(layer, _OP.call(inputs, attention_call.numbers(layer))))
     return Plan(values=values)
-
-
-def _with_causal(layer: AttentionSite, inputs: Mapping[str, Expr | None]) -> Expr | None:
-    """Return the bias with what is proved causal, such as the far side of a window: the operation takes none."""
-    q, bias = inputs["q"], inputs["bias"]
-    if layer.causal is None or q is None:
-        return bias
-    places = _places(q, axis=2)
-    last = make("add", make("unsqueeze", places, axes=(1,)), reshape(layer.causal.value, [1, 1]))
-    seen = make("le", make("unsqueeze", places, axes=(0,)), last)
-    hidden = make("unsqueeze", make("where", seen, const(0.0, _F32), const(-np.inf, _F32)), axes=(0, 1))
-    return hidden if bias is None else make("add", _float(bias), hidden)
 
 
 def _places(x: Expr, axis: int) -> Expr:

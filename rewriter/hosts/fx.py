@@ -9,29 +9,22 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from rewriter.hosts import fx_modules
+from rewriter.hosts import fx_modules, fx_opaque
 from rewriter.hosts.base import Graphs, Unfit
-from rewriter.hosts.fx_read import READ, SAME_SHAPE
-from rewriter.hosts.fx_row import Weight, length, numpy_type, scalar
+from rewriter.hosts.fx_lengths import Lengths, Told
+from rewriter.hosts.fx_read import READ
+from rewriter.hosts.fx_row import Weight, numpy_type, scalar
 from rewriter.quiet_gc import quiet_gc
-from runtime_ops.dims import Dim, Sym, vague
+from runtime_ops.dims import Dim, vague
 from runtime_ops.words import Expr, symbol
 
 Node = torch.fx.Node
-Told = tuple[tuple[Dim, ...] | None, "np.dtype[Any] | None"]
 _KNOWN_LIMIT = 1024  # elements; larger weights are never looked into
 _HOMES = (torch, torch.nn.functional, operator, math, builtins, torch.Tensor, torch._C._nn)
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv", "iand": "and_", "ior": "or_"}
-_OPS = {
-    **dict.fromkeys(("log_softmax", "_log_softmax"), "LogSoftmax"),
-    **dict.fromkeys(("layer_norm", "native_layer_norm"), "LayerNormalization"),
-    **dict.fromkeys(("rms_norm", "_fused_rms_norm"), "RMSNormalization"),
-    "softmax": "Softmax",
-}
 ACTIVE_DROPOUT = "a dropout that is switched on (call .eval() on the module first)"
 _MALFORMED = (ValueError, IndexError, TypeError, ZeroDivisionError, AttributeError, KeyError)
 
@@ -54,6 +47,7 @@ class FxGraphs(Graphs):
         self.unknown_shapes = False  # whether an input has no known rank
         self.weights = dict(weights or {})
         self._free = free
+        self._lengths = Lengths(module.graph, free)
         self._values: dict[Node, Any] = {}
         for node in module.graph.nodes:
             self._at = node
@@ -180,20 +174,26 @@ class FxGraphs(Graphs):
             value = Expr("opaque", (), {"op": "a write in place"}, shape, dtype, None, target)
 
     def _opaque(self, node: Node, args: Any, kwargs: Any, why: str | None) -> Any:
-        given = tuple(_expressions((args, kwargs)))
+        given = (*_expressions((args, kwargs)), *self._held(node))
         op = self._op(node)
         told = node.meta.get("val", node.meta.get("tensor_meta"))
         if isinstance(told, (list, tuple)) and not hasattr(told, "dtype"):
-            return [
-                Expr("opaque", given, {"op": op, "why": why}, *self._shape(node, t, str(i))) for i, t in enumerate(told)
-            ]
+            parts = (self._lengths.shape(t, f"{node.name}{i}") for i, t in enumerate(told))
+            return [Expr("opaque", given, {"op": op, "why": why}, *part) for part in parts]
         shape, dtype = self._told(node)
         if self._same_shape(node) and given:
             shape = given[0].shape if shape is None or self._free else shape
             dtype = dtype or given[0].dtype
         if isinstance(told, (torch.SymInt, int)):
-            return scalar(length(told))
+            return scalar(self._lengths.length(told))
         return Expr("opaque", given, {"op": op, "why": why}, shape, dtype)
+
+    def _held(self, node: Node) -> list[Expr]:
+        """Return the weights of a module that is called."""
+        if node.op != "call_module":
+            return []
+        held = self.module.get_submodule(str(node.target)).named_parameters(recurse=False)
+        return [self._weight(f"{node.target}.{name}", tensor) for name, tensor in held]
 
     def _op(self, node: Node) -> str:
         """Return the name of an operation that is not spelled out."""
@@ -202,24 +202,15 @@ class FxGraphs(Graphs):
             drops = isinstance(module, torch.nn.modules.dropout._DropoutNd)
             return ACTIVE_DROPOUT if drops else fx_modules.name(module)
         name = spelling(node)[0] or str(getattr(node.target, "__name__", node.target))
-        return ACTIVE_DROPOUT if "dropout" in name else _OPS.get(name, name)
+        return ACTIVE_DROPOUT if "dropout" in name else fx_opaque.OPS.get(name, name)
 
     def _same_shape(self, node: Node) -> bool:
         if node.op == "call_module":
             return isinstance(self.module.get_submodule(str(node.target)), fx_modules.SAME_SHAPE)
-        return spelling(node)[0] in SAME_SHAPE
+        return spelling(node)[0] in fx_opaque.SAME_SHAPE
 
     def _told(self, node: Node) -> Told:
-        return self._shape(node, node.meta.get("val", node.meta.get("tensor_meta")), "")
-
-    def _shape(self, node: Node, told: Any, part: str) -> Told:
-        """Return shape and type as the graph's metadata tells them."""
-        if not hasattr(told, "shape") or not hasattr(told, "dtype"):
-            return None, None
-        shape = tuple(length(d) for d in told.shape)
-        if self._free:
-            shape = tuple(d if d == 1 else Sym.named(f"?{node.name}{part}.{i}") for i, d in enumerate(shape))
-        return shape, numpy_type(told.dtype)
+        return self._lengths.shape(node.meta.get("val", node.meta.get("tensor_meta")), node.name)
 
     def _bind(self, handle: Any, expr: Expr) -> Expr:
         if expr.handle is None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from rewriter.hosts import spelled_attention as spell
 from rewriter.hosts.base import Unfit
-from rewriter.hosts.fx_row import Row, rank
-from rewriter.hosts.fx_shape import repeat_interleave
-from rewriter.hosts.spelled import causal
-from runtime_ops.dims import divide
-from runtime_ops.words import Expr, const, make
+from rewriter.hosts.fx_row import Row
+from runtime_ops.ops.pieces import hide
+from runtime_ops.words import Expr, make
 
 
 def _attention(
@@ -21,42 +18,13 @@ def _attention(
     if drop:
         raise Unfit(f"the attention drops weights at random (dropout_p={drop:g}); call .eval() on the module first")
     if grouped:
-        k, v = (_repeated(x, q) for x in (k, v))
-    scores = _scores(q, k, scale)
-    if mask is not None and mask.dtype == bool:
-        scores = make("where", mask, scores, const(-np.inf, scores.dtype))
-    elif mask is not None:
-        scores = make("add", scores, mask)
+        k, v = (spell.repeated(x, q) for x in (k, v))
+    scores = spell.scores(q, k, scale)
+    if mask is not None:
+        scores = hide(scores, mask) if mask.dtype == bool else make("add", scores, mask)
     if is_causal:
-        scores = causal(scores, q, k)
-    p = make("softmax", scores, axis=rank(scores) - 1)
-    if mask is not None:  # a row without a key gives 0
-        p = make("where", make("not", make("eq", p, p)), const(0.0, p.dtype), p)
-    return make("matmul", p, v)
-
-
-def _scores(q: Expr, k: Expr, scale: Any) -> Expr:
-    width = q.shape[-1] if q.shape is not None else None
-    if scale is None and not isinstance(width, int):
-        raise Unfit("its head width, which gives the scale, is not known; pass example inputs with inputs=(...)")
-    n = rank(k)
-    product = make("matmul", q, make("transpose", k, perm=(*range(n - 2), n - 1, n - 2)))
-    factor = scale.number() if isinstance(scale, Expr) else scale
-    if scale is not None and factor is None:
-        return make("mul", product, scale)
-    return make("mul", product, const(width**-0.5 if scale is None else factor, product.dtype))  # type: ignore[operator]
-
-
-def _repeated(x: Expr, q: Expr) -> Expr:
-    """Return key or value heads repeated to the number of query heads."""
-    mine, yours = (e.shape[-3] if e.shape is not None else None for e in (x, q))
-    if mine is None or yours is None or mine == yours:
-        return x
-    group = divide(yours, mine)
-    wide = repeat_interleave(x, group, rank(x) - 3) if isinstance(group, int) else None
-    if wide is None:
-        raise Unfit("the numbers of query and key heads are not known; pass example inputs with inputs=(...)")
-    return wide
+        scores = spell.causal(scores, q, k)
+    return spell.weighted(scores, v, empty_rows=mask is not None)  # torch gives 0 for a row without a key
 
 
 def _general(

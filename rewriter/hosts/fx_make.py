@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rewriter.hosts.fx_row import Row, as_expr, as_type, many, numpy_type, rank, vector
-from runtime_ops.ops import pieces
+from rewriter.hosts import spelled
+from rewriter.hosts.fx_row import Row, as_expr, as_type, many, numpy_type, vector
 from runtime_ops.words import Expr, const, make
 
 Type = torch.dtype | np.dtype[Any]
@@ -80,13 +80,7 @@ def _arange(*bounds: Any, dtype: Type | None = None, step: Any = 1, **options: A
 
 
 def _triangle(lower: bool) -> Row:
-    def row(x: Expr, diagonal: Any = 0) -> Expr:
-        rows, columns = (pieces.count(make("dim", x, start=i, end=i + 1)) for i in (rank(x) - 2, rank(x) - 1))
-        last = make("add", make("unsqueeze", rows, axes=(1,)), as_expr(diagonal, rows))
-        keep = make("le", columns, last) if lower else make("le", last, columns)
-        return make("where", keep, x, const(0, x.dtype))
-
-    return row
+    return lambda x, diagonal=0: spelled.triangle(x, as_expr(diagonal), lower)
 
 
 _CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from rewriter.hosts import fx_opaque
 from rewriter.hosts.fx_read import READ
 from runtime_ops.words import Expr
 
@@ -23,6 +24,17 @@ def _linear(module: Any, fetch: Fetch, x: Expr) -> Any:
     return READ["linear"](x, fetch("weight"), fetch("bias"))
 
 
+def _norm(module: Any, fetch: Fetch, x: Expr) -> Any:
+    bias = (fetch("bias"),) if isinstance(module, nn.LayerNorm) else ()
+    name = "layer_norm" if bias else "rms_norm"
+    return READ[name](x, module.normalized_shape, fetch("weight"), *bias)
+
+
+def _convolution(module: Any, fetch: Fetch, x: Expr) -> Any:
+    options = (module.stride, module.padding, module.dilation, module.groups)
+    return READ["conv2d"](x, fetch("weight"), fetch("bias"), *options)
+
+
 def _embedding(module: Any, fetch: Fetch, x: Expr) -> Any:
     return READ["embedding"](fetch("weight"), x)
 
@@ -33,16 +45,6 @@ def _dropout(module: Any, fetch: Fetch, x: Expr) -> Any:
 
 def _flatten(module: Any, fetch: Fetch, x: Expr) -> Any:
     return READ["flatten"](x, module.start_dim, module.end_dim)
-
-
-def _norm(op: str) -> Call:
-    """Return the row of a norm with a weight, which is said in no words."""
-
-    def row(module: Any, fetch: Fetch, x: Expr) -> Any:
-        weight = fetch("weight")
-        return None if weight is None else Expr("opaque", (x, weight), {"op": op, "why": None}, x.shape, x.dtype)
-
-    return row
 
 
 MODULES: dict[type, Call] = {
@@ -61,14 +63,16 @@ MODULES: dict[type, Call] = {
     nn.Sigmoid: _plain("sigmoid"),
     nn.Tanh: _plain("tanh"),
     nn.Softplus: _plain("softplus", "beta", "threshold"),
-    nn.LayerNorm: _norm("LayerNormalization"),
-    nn.RMSNorm: _norm("RMSNormalization"),
+    nn.ELU: _plain("elu", "alpha"),
+    nn.LeakyReLU: _plain("leaky_relu", "negative_slope"),
+    nn.Hardtanh: _plain("hardtanh", "min_val", "max_val"),
+    nn.ReLU6: _plain("relu6"),
+    nn.Hardsigmoid: _plain("hardsigmoid"),
+    nn.Hardswish: _plain("hardswish"),
+    **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), _norm),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d), _convolution),
 }
-# Modules whose result has the shape of their input.
-SAME_SHAPE: tuple[type, ...] = (
-    *(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.LogSoftmax, nn.Dropout, nn.ELU),
-    *(nn.Hardswish, nn.LeakyReLU, nn.Hardtanh, nn.Hardsigmoid, nn.PReLU),
-)
+SAME_SHAPE: tuple[type, ...] = (*fx_opaque.MODULES, nn.Dropout)
 
 
 def row(module: nn.Module) -> Call | None:
@@ -78,4 +82,4 @@ def row(module: nn.Module) -> Call | None:
 
 def name(module: nn.Module) -> str:
     """Return what a module without a row is called in declines."""
-    return type(module).__name__
+    return fx_opaque.MODULES.get(type(module), type(module).__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.hosts import spelled
+from rewriter.hosts import fx_opaque, spelled
 from rewriter.hosts.fx_attention import ATTENTION
 from rewriter.hosts.fx_make import MADE, Type, type_of
 from rewriter.hosts.fx_row import Row, as_expr, as_type, many, pair, rank
@@ -26,6 +26,12 @@ def _binary(word: str, swap: bool = False) -> Row:
         return make(word, *(reversed(pair(x, y)) if swap else pair(x, y)))
 
     return row
+
+
+def _mul(x: Any, y: Any) -> Expr:
+    """Read a product; ATen writes 1 / x as 1 times the reciprocal of x."""
+    left, right = pair(x, y)
+    return left if right.number() == 1.0 and left.dtype == right.dtype and right.rank == 0 else make("mul", left, right)
 
 
 def _unary(word: str) -> Row:
@@ -120,7 +126,7 @@ def _guarded(test: Expr, zero: Expr, p: Expr) -> Expr | None:
         zero = zero.args[0]
     if not plain or zero.number() != 0.0:
         return None
-    return make("where", make("not", make("eq", p, p)), zero, p)
+    return spelled.or_zero(p)
 
 
 def _masked_fill(x: Expr, mask: Expr, value: Any) -> Expr:
@@ -142,11 +148,11 @@ def _aten_softmax(x: Expr, dim: int, half_to_float: bool) -> Expr:
     return make("softmax", as_type(x, _FLOAT32) if half_to_float else x, axis=dim)
 
 
-def safe_softmax(x: Expr, dim: int, dtype: Type | None = None) -> Expr:
+def _safe_softmax(x: Expr, dim: int, dtype: Type | None = None) -> Expr:
     """Read a softmax that gives 0 for rows in which every score is -inf."""
     to = type_of(dtype)
     p = make("softmax", x if to is None else as_type(x, to), axis=dim)
-    return make("where", make("not", make("eq", p, p)), const(0.0, p.dtype), p)
+    return spelled.or_zero(p)
 
 
 def _matmul(a: Expr, b: Expr) -> Expr:
@@ -231,7 +237,7 @@ def _plain_relu(x: Expr, inplace: bool = False) -> Expr:
 
 READ: dict[str, Row] = {
     **SHAPES,
-    **{name: _binary(word) for name, word in {"mul": "mul", "multiply": "mul", "maximum": "max", "minimum": "min",
+    **{name: _binary(word) for name, word in {"maximum": "max", "minimum": "min",
        "lt": "lt", "less": "lt", "le": "le", "less_equal": "le", "eq": "eq"}.items()},
     **dict.fromkeys(("gt", "greater"), _binary("lt", swap=True)),
     **dict.fromkeys(("ge", "greater_equal"), _binary("le", swap=True)),
@@ -239,11 +245,13 @@ READ: dict[str, Row] = {
     **{name: _unary(word) for name, word in {"exp": "exp", "log": "log", "sqrt": "sqrt", "tanh": "tanh", "erf": "erf",
        "floor": "floor", "sigmoid": "sigmoid", "neg": "neg", "sym_sqrt": "sqrt", "_sym_sqrt": "sqrt"}.items()},
     "add": _scaled("add"),
+    **dict.fromkeys(("mul", "multiply"), _mul),
     "sub": _scaled("sub"),
     "rsub": _rsub,
     **dict.fromkeys(("div", "truediv", "divide", "true_divide"), _div),
     **dict.fromkeys(("floordiv", "floor_divide"), _floordiv),
     "pow": _pow,
+    "abs": spelled.absolute,
     "square": lambda x: _pow(x, 2),
     "reciprocal": _reciprocal,
     "rsqrt": _rsqrt,
@@ -255,12 +263,12 @@ READ: dict[str, Row] = {
     **dict.fromkeys(("bitwise_and", "and_", "__and__"), _bitwise("and")),
     **dict.fromkeys(("bitwise_or", "or_", "__or__"), _bitwise("or")),
     **dict.fromkeys(("bitwise_not", "invert"), _bitwise("not")),
-    "isnan": lambda x: make("not", make("eq", x, x)),
+    "isnan": spelled.is_nan,
     "where": _where,
     "masked_fill": _masked_fill,
     "softmax": _softmax,
     "_softmax": _aten_softmax,
-    "_safe_softmax": safe_softmax,
+    "_safe_softmax": _safe_softmax,
     **dict.fromkeys(("matmul", "bmm", "mm", "mv", "__matmul__"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "linear": _linear,
@@ -278,12 +286,12 @@ READ: dict[str, Row] = {
     "silu": lambda x, inplace=False: activations.silu(x),
     "mish": lambda x, inplace=False: activations.mish(x),
     "softplus": lambda x, beta=1, threshold=20: spelled.softplus(x) if beta == 1 else None,
+    "leaky_relu": lambda x, negative_slope=0.01: spelled.leaky_relu(x, negative_slope),
+    "elu": lambda x, alpha=1.0, *scales: None if any(s != 1 for s in scales) else spelled.elu(x, alpha),
+    "hardtanh": lambda x, min_val=-1.0, max_val=1.0: _clamp(x, min_val, max_val),
+    "relu6": lambda x: _clamp(x, 0.0, 6.0),
+    "hardsigmoid": spelled.hard_sigmoid,
+    "hardswish": spelled.hard_swish,
+    **fx_opaque.ROWS,
     **ATTENTION,
 }  # fmt: skip
-
-# What has the shape of its first argument, whatever else it does.
-SAME_SHAPE = frozenset((
-    "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "native_layer_norm", "_fused_rms_norm",
-    "log_softmax", "_log_softmax", "abs", "sin", "cos", "cumsum", "round", "roll", "flip", "leaky_relu", "elu",
-    "hardtanh", "hardswish", "hardsigmoid", "relu6", "selu", "celu", "tril_", "dropout", "native_dropout",
-))  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from runtime_ops import to_torch
-from runtime_ops.dims import Dim, Sym, divide
+from runtime_ops.dims import Dim
 from runtime_ops.words import Expr, const, dim, make, tidy
 
 Row = Callable[..., Any]
@@ -53,30 +53,6 @@ class Weight:
         return np.array(to_torch.array(self.tensor.detach().cpu()))
 
 
-def length(value: Any) -> Dim:
-    """Return a length of torch, a number or a symbolic one, as a length of ours."""
-    if isinstance(value, int):
-        return int(value)
-    return _polynomial(value.node.expr)
-
-
-def _polynomial(expr: Any) -> Dim:
-    """Return a sympy expression as a polynomial; what has no polynomial form becomes a symbol of its own."""
-    if expr.is_Integer:
-        return int(expr)
-    if expr.is_Symbol:
-        return Sym.named(str(expr))
-    if expr.is_Add or expr.is_Mul:
-        parts = [_polynomial(arg) for arg in expr.args]
-        total: Dim = 0 if expr.is_Add else 1
-        for part in parts:
-            total = total + part if expr.is_Add else total * part
-        return total
-    if type(expr).__name__ in ("FloorDiv", "CleanDiv"):
-        return divide(*(_polynomial(arg) for arg in expr.args))
-    return Sym.named(f"({expr})")
-
-
 def scalar(value: Dim) -> Expr:
     """Return a length as a known number of rank 0."""
     known = np.empty((), dtype=object)
@@ -99,6 +75,9 @@ def as_expr(value: Any, like: Expr | None = None) -> Expr:
 
 def pair(x: Any, y: Any) -> tuple[Expr, Expr]:
     """Return both sides of an operation in the type that torch computes it in."""
+    if not isinstance(x, Expr) and not isinstance(y, Expr):
+        floating = isinstance(x, float) or isinstance(y, float)
+        return as_expr(float(x) if floating else x), as_expr(float(y) if floating else y)
     if not isinstance(x, Expr):
         return as_expr(x, y), y
     if not isinstance(y, Expr):

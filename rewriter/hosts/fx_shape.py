@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rewriter.hosts.fx_row import Row, lengths, many, rank, vector
+from rewriter.hosts.spelled_attention import repeated_each
 from runtime_ops.words import Expr, const, make
 
 _END = 2**63 - 1
@@ -88,15 +89,9 @@ def _repeat(x: Expr, *times: Any) -> Expr | None:
     )
 
 
-def repeat_interleave(x: Expr, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Expr | None:
+def _repeat_interleave(x: Expr, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Expr | None:
     """Read repeats of every element along an axis, as grouped heads are written."""
-    if dim is None or not isinstance(repeats, int):
-        return None
-    axis, have = dim % rank(x), lengths(x)
-    wide = make("unsqueeze", x, axes=(axis + 1,))
-    wide = make("expand", wide, vector([*have[: axis + 1], repeats, *have[axis + 1 :]]))
-    merged = make("mul", have[axis], const(repeats))
-    return make("reshape", wide, vector([*have[:axis], merged, *have[axis + 1 :]]), keep_zero=True)
+    return None if dim is None or not isinstance(repeats, int) else repeated_each(x, repeats, dim % rank(x))
 
 
 def _cat(tensors: Sequence[Expr], dim: int = 0) -> Expr:
@@ -230,7 +225,7 @@ SHAPES: dict[str, Row] = {
     **dict.fromkeys(("expand", "broadcast_to", "expand_copy"), _expand),
     "expand_as": lambda x, other: expand(x, make("dim", other)),
     "repeat": _repeat,
-    "repeat_interleave": repeat_interleave,
+    "repeat_interleave": _repeat_interleave,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "stack": _stack,
     **dict.fromkeys(("slice", "slice_copy"), cut),

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from rewriter.hosts import spelled
 from rewriter.hosts.onnx_row import Args, Row, attr
-from rewriter.hosts.spelled import number, softplus
+from rewriter.hosts.spelled import number
 from runtime_ops.activations import gelu, gelu_tanh, mish
 from runtime_ops.words import Expr, make
 
@@ -35,63 +36,40 @@ def _sigmoid_times(default: float) -> Row:
     return row
 
 
-def _mish(node: ir.Node, args: Args, opset: int) -> Expr:
-    return mish(_biased(args))
-
-
-def _softplus(node: ir.Node, args: Args, opset: int) -> Expr:
-    return softplus(_biased(args))
+def _plain(spell: Callable[[Expr], Expr]) -> Row:
+    return lambda node, args, opset: spell(_biased(args))
 
 
 def _clip(node: ir.Node, args: Args, opset: int) -> Expr:
     out = _biased(args[:1])
-    for index, name, word in ((1, "min", "max"), (2, "max", "min")):
+    bounds: list[Expr | None] = []
+    for index, name in ((1, "min"), (2, "max")):  # inputs, or attributes in old opsets
         bound, old = args[index] if len(args) > index else None, attr(node, name)
-        if bound is None and old is not None:
-            bound = number(old, out)
-        out = out if bound is None else make(word, out, bound)
-    return out
+        bounds.append(number(old, out) if bound is None and old is not None else bound)
+    return spelled.clipped(out, *bounds)
 
 
-def _positive_and(negative: Callable[[Expr, ir.Node], Expr]) -> Row:
-    """Return max(x, 0) plus something of min(x, 0)."""
-
-    def row(node: ir.Node, args: Args, opset: int) -> Expr:
-        x = _biased(args)
-        return make("add", make("relu", x), negative(make("min", x, number(0.0, x)), node))
-
-    return row
+def _leaky_relu(node: ir.Node, args: Args, opset: int) -> Expr:
+    return spelled.leaky_relu(_biased(args), attr(node, "alpha", 0.01))
 
 
-def _leaky(low: Expr, node: ir.Node) -> Expr:
-    return make("mul", low, number(attr(node, "alpha", 0.01), low))
+def _elu(node: ir.Node, args: Args, opset: int) -> Expr:
+    return spelled.elu(_biased(args), attr(node, "alpha", 1.0))
 
 
-def _elu(low: Expr, node: ir.Node) -> Expr:
-    return make("mul", make("sub", make("exp", low), number(1.0, low)), number(attr(node, "alpha", 1.0), low))
-
-
-def _hard_sigmoid(x: Expr, slope: float, middle: float) -> Expr:
-    line = make("add", make("mul", x, number(slope, x)), number(middle, x))
-    return make("min", make("max", line, number(0.0, x)), number(1.0, x))
-
-
-def _hard(node: ir.Node, args: Args, opset: int) -> Expr:
-    x = _biased(args)
-    if node.op_type == "HardSwish":
-        return make("mul", x, _hard_sigmoid(x, 1 / 6, 0.5))
-    return _hard_sigmoid(x, attr(node, "alpha", 0.2), attr(node, "beta", 0.5))
+def _hard_sigmoid(node: ir.Node, args: Args, opset: int) -> Expr:
+    return spelled.hard_sigmoid(_biased(args), attr(node, "alpha", 0.2), attr(node, "beta", 0.5))
 
 
 ACTIVATIONS: dict[tuple[str, str], Row] = {
     ("", "Gelu"): _gelu,
-    ("", "Mish"): _mish,
-    ("", "Softplus"): _softplus,
+    ("", "Mish"): _plain(mish),
+    ("", "Softplus"): _plain(spelled.softplus),
     ("", "Clip"): _clip,
-    ("", "LeakyRelu"): _positive_and(_leaky),
-    ("", "Elu"): _positive_and(_elu),
-    ("", "HardSigmoid"): _hard,
-    ("", "HardSwish"): _hard,
+    ("", "LeakyRelu"): _leaky_relu,
+    ("", "Elu"): _elu,
+    ("", "HardSigmoid"): _hard_sigmoid,
+    ("", "HardSwish"): _plain(spelled.hard_swish),
     ("", "Swish"): _sigmoid_times(1.0),
     ("com.microsoft", "Gelu"): _gelu,
     ("com.microsoft", "BiasGelu"): _gelu,

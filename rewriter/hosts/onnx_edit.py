@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from rewriter.hosts import onnx_signature
 from rewriter.hosts.onnx import OnnxGraphs, declared, element
 from rewriter.hosts.onnx_row import attr
 from rewriter.hosts.onnx_weights import Weights
@@ -28,7 +30,8 @@ def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
     model = graphs.model
     bodies = _bodies(model)
     stem = _free_stem(graphs.names())
-    replaced: dict[ir.Value, ir.Value] = {}  # what a later site reads of an earlier one's results
+    # what a later site reads of an earlier one's results, and new inputs by name
+    replaced: dict[Any, ir.Value] = dict(onnx_signature.add_inputs(model.graph, plans.values()))
     weights = Weights(model.graph, stem)
     for site, plan in plans.items():
         writers: dict[ir.Node | None, Writer] = {}  # one per node, whose outputs share what they are made of
@@ -43,7 +46,9 @@ def lower(graphs: OnnxGraphs, plans: Mapping[str, Plan]) -> None:
             _replace(value, new, writer.nodes[written:])
             replaced[value] = new
             owner.opset_imports[DOMAIN] = VERSION
+        onnx_signature.add_outputs(model.graph, plan, Writer(model.opset_imports[""], replaced, f"{stem}_{site}_out_"))
     _add(model, bodies)
+    onnx_signature.drop(model, plans.values(), Writer(model.opset_imports[""], replaced, f"{stem}_lengths_"))
     passes.RemoveUnusedNodesPass()(model)
 
 

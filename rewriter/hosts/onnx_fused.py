@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from rewriter.hosts import onnx_words as w
 from rewriter.hosts import spelled
+from rewriter.hosts import spelled_attention as spell
 from rewriter.hosts.base import Unfit
 from rewriter.hosts.onnx_grouped import grouped
 from rewriter.hosts.onnx_row import Args, Row, attr
@@ -31,14 +32,14 @@ def _attention(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
     mask, past_k, past_v, valid = (w.optional(args, i) for i in (3, 4, 5, 6))
     q = w.heads(q3, attr(node, "q_num_heads"))
     k, v = (w.with_past(past, w.heads(x, attr(node, "kv_num_heads"))) for past, x in ((past_k, k3), (past_v, v3)))
-    scores = w.capped(w.scores(q, w.repeated(k, q), attr(node, "scale")), attr(node, "softcap", 0.0))
+    scores = w.capped(w.scores(q, spell.repeated(k, q), attr(node, "scale")), attr(node, "softcap", 0.0))
     if mask is not None:
         scores = pieces.hide(scores, mask) if mask.dtype == bool else make("add", scores, mask)
     if valid is not None:
         scores = _valid(scores, q, k, valid, bool(attr(node, "is_causal", 0)))
     elif attr(node, "is_causal", 0):
-        scores = spelled.causal(scores, q, k, past_k)
-    out = w.weighted(scores, w.repeated(v, q), empty_rows=mask is not None or valid is not None)
+        scores = spell.causal(scores, q, k, past_k)
+    out = spell.weighted(scores, spell.repeated(v, q), empty_rows=mask is not None or valid is not None)
     return w.merged(out, q3.rank), k, v
 
 
@@ -63,8 +64,8 @@ def _multi_head(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
     keys, values = w.with_past(past_k, k), w.with_past(past_v, v)
     scores = w.scores(q, keys, attr(node, "scale"))
     scores = _contrib_masks(node, scores, keys, w.optional(args, 4), w.optional(args, 5))
-    scores = spelled.causal(scores, q, keys, past_k) if uni else scores
-    return w.merged(w.weighted(scores, values)), keys, values
+    scores = spell.causal(scores, q, keys, past_k) if uni else scores
+    return w.merged(spell.weighted(scores, values)), keys, values
 
 
 # ONNX Runtime 1.31 on CPU lets the last query see every key then, and only the others their own
@@ -178,9 +179,9 @@ def _fused_projections(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
     scores = _contrib_masks(
         node, w.scores(q, keys, attr(node, "scale")), keys, w.optional(args, 3), w.optional(args, 5)
     )
-    scores = spelled.causal(scores, q, keys, past_k) if attr(node, "unidirectional", 0) else scores
+    scores = spell.causal(scores, q, keys, past_k) if attr(node, "unidirectional", 0) else scores
     present = make("concat", *(make("unsqueeze", y, axes=(0,)) for y in (keys, values)), axis=0)
-    return w.merged(w.weighted(scores, values)), present
+    return w.merged(spell.weighted(scores, values)), present
 
 
 def _half(past: Expr, index: int) -> Expr:
@@ -192,7 +193,7 @@ def _masked_decoder(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
     w.refuse(node, args, ((5, _IN_PLACE), (6, _IN_PLACE), (9, _BEAMS), (10, "a bias on its inputs is not read yet")))
     q, k, v = _operands(node, args, None)
     scores = w.scores(q, k, attr(node, "scale"))
-    return [w.merged(w.weighted(_contrib_masks(node, scores, k, w.optional(args, 3), w.optional(args, 4)), v))]
+    return [w.merged(spell.weighted(_contrib_masks(node, scores, k, w.optional(args, 3), w.optional(args, 4)), v))]
 
 
 _IN_PLACE = "past keys writes new ones into the past in place; a rewrite would need a second buffer"

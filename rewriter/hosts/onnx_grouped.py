@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from rewriter.hosts import onnx_words as w
 from rewriter.hosts import spelled
+from rewriter.hosts import spelled_attention as spell
 from rewriter.hosts.base import Unfit
 from rewriter.hosts.onnx_row import Args, attr
 from runtime_ops.ops import pieces
@@ -41,12 +42,12 @@ def grouped(node: ir.Node, args: Args, opset: int) -> Sequence[Expr]:
     if attr(node, "do_rotary", 0):
         q, k = (_rotated(node, args, x, at) for x in (q, k))
     keys, values = at.present(past_k, k), at.present(past_v, v)
-    scores = w.capped(w.scores(q, w.repeated(keys, q), attr(node, "scale")), attr(node, "softcap", 0.0))
+    scores = w.capped(w.scores(q, spell.repeated(keys, q), attr(node, "scale")), attr(node, "softcap", 0.0))
     bias = w.optional(args, 10)
     if bias is not None:
         scores = make("add", scores, bias)
     scores = at.hide(scores, keys, attr(node, "local_window_size", -1))
-    return w.merged(w.weighted(scores, w.repeated(values, q))), keys, values
+    return w.merged(spell.weighted(scores, spell.repeated(values, q))), keys, values
 
 
 def _heads(node: ir.Node, args: Args) -> list[Expr]:

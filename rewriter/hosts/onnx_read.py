@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from rewriter.hosts import spelled
 from rewriter.hosts.onnx_conv import conv
 from rewriter.hosts.onnx_product import einsum, gemm, integer_product, quotient
 from rewriter.hosts.onnx_row import Args, Row, attr, numpy_type
 from runtime_ops.dims import product
-from runtime_ops.words import Expr, const, dim, make
+from runtime_ops.words import Expr, const, make
 
 
 def _word(word: str, swap: bool = False) -> Row:
@@ -212,23 +213,18 @@ def _reciprocal(node: ir.Node, args: Args, opset: int) -> Expr:
 
 
 def _abs(node: ir.Node, args: Args, opset: int) -> Expr:
-    return make("max", args[0], make("neg", args[0]))  # type: ignore[arg-type]
+    return spelled.absolute(args[0])  # type: ignore[arg-type]
 
 
 def _trilu(node: ir.Node, args: Args, opset: int) -> Expr | None:
-    """Read Trilu as a choice by the positions of rows and columns: it keeps j >= i + k, or j <= i + k."""
     x, k = args[0], args[1] if len(args) > 1 and args[1] is not None else const(0)
     if x is None or x.shape is None or len(x.shape) < 2 or x.dtype is None:
         return None
-    lengths = (make("squeeze", dim(x, axis), axes=(0,)) for axis in (len(x.shape) - 2, len(x.shape) - 1))
-    rows, columns = (make("range", const(0), length, const(1)) for length in lengths)
-    edge = make("add", make("unsqueeze", rows, axes=(1,)), k)
-    kept = make("le", edge, columns) if attr(node, "upper", 1) else make("le", columns, edge)
-    return make("where", kept, x, const(0, x.dtype))
+    return spelled.triangle(x, k, lower=not attr(node, "upper", 1))
 
 
 def _is_nan(node: ir.Node, args: Args, opset: int) -> Expr:
-    return make("not", make("eq", args[0], args[0]))  # type: ignore[arg-type]
+    return spelled.is_nan(args[0])  # type: ignore[arg-type]
 
 
 _WORDS = {

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from rewriter.hosts import spelled_attention
 from rewriter.hosts.base import Unfit
 from rewriter.hosts.onnx_row import Args
-from runtime_ops.dims import divide
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 
@@ -50,17 +50,6 @@ def merged(out: Expr, rank: int | None = 3) -> Expr:
     return reshape(swapped, [dim(swapped, 0), dim(swapped, 1), -1])
 
 
-def repeated(x: Expr, q: Expr) -> Expr:
-    """Return key or value heads repeated to the number of query heads."""
-    if x.shape is None or q.shape is None or x.shape[1] == q.shape[1]:
-        return x
-    group, wide = divide(q.shape[1], x.shape[1]), make("unsqueeze", x, axes=(2,))
-    if not isinstance(group, int):
-        raise Unfit("the numbers of query and key heads are not known")
-    shape = make("concat", dim(x, 0), dim(x, 1), const([group]), dim(x, 2), dim(x, 3), axis=0)
-    return reshape(make("expand", wide, shape), [dim(x, 0), dim(q, 1), dim(x, 2), dim(x, 3)])
-
-
 def with_past(past: Expr | None, new: Expr) -> Expr:
     """Return [b g p d] and [b g s d] joined along the keys."""
     if past is None:
@@ -77,13 +66,7 @@ def part(x: Expr, start: int, stop: int, axis: int, step: int = 1) -> Expr:
 
 def scores(q: Expr, k: Expr, scale: float | None) -> Expr:
     """Return scale · q·kᵀ; contrib operators write 0 for the default scale."""
-    if scale is None or scale == 0.0:
-        width = q.shape[3] if q.shape is not None else None
-        if not isinstance(width, int):
-            raise Unfit("its head width, which gives the scale, is not known")
-        scale = width**-0.5
-    product = make("matmul", q, make("transpose", k, perm=(0, 1, 3, 2)))
-    return make("mul", product, const(scale, product.dtype))
+    return spelled_attention.scores(q, k, scale or None)
 
 
 def capped(x: Expr, cap: float | None) -> Expr:
@@ -91,15 +74,6 @@ def capped(x: Expr, cap: float | None) -> Expr:
     if not cap:
         return x
     return make("mul", make("tanh", make("div", x, const(cap, x.dtype))), const(cap, x.dtype))
-
-
-def weighted(x: Expr, v: Expr, empty_rows: bool = False) -> Expr:
-    """Return softmax(x)·v; ``empty_rows`` says that a row without any key gives 0."""
-    probabilities = make("softmax", x, axis=3)
-    if empty_rows:
-        known = make("eq", probabilities, probabilities)
-        probabilities = make("where", make("not", known), const(0.0, probabilities.dtype), probabilities)
-    return make("matmul", probabilities, v)
 
 
 def turned(x: Expr, cos: Expr, sin: Expr, interleaved: bool) -> Expr:

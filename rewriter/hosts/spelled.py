@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runtime_ops.ops.pieces import count, hide
+from runtime_ops.ops.pieces import count
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 
@@ -19,18 +19,81 @@ def softplus(x: Expr) -> Expr:
     return make("add", make("relu", x), make("log", make("add", make("exp", low), number(1.0, x))))
 
 
+def leaky_relu(x: Expr, slope: float) -> Expr:
+    """Return x, times a slope where it is negative."""
+    return make("add", make("relu", x), make("mul", _negative(x), number(slope, x)))
+
+
+def elu(x: Expr, alpha: float) -> Expr:
+    """Return x, or alpha · (exp(x) - 1) where it is negative."""
+    grown = make("sub", make("exp", _negative(x)), number(1.0, x))
+    return make("add", make("relu", x), make("mul", grown, number(alpha, x)))
+
+
+def _negative(x: Expr) -> Expr:
+    return make("min", x, number(0.0, x))
+
+
+def clipped(x: Expr, low: Expr | None, high: Expr | None) -> Expr:
+    """Return x between two bounds, each of which may be absent."""
+    x = x if low is None else make("max", x, low)
+    return x if high is None else make("min", x, high)
+
+
+def hard_sigmoid(x: Expr, slope: float = 1 / 6, middle: float = 0.5) -> Expr:
+    """Return a line through (0, middle) between 0 and 1."""
+    line = make("add", make("mul", x, number(slope, x)), number(middle, x))
+    return clipped(line, number(0.0, x), number(1.0, x))
+
+
+def hard_swish(x: Expr) -> Expr:
+    """Return x times its hard sigmoid."""
+    return make("mul", x, hard_sigmoid(x))
+
+
+def absolute(x: Expr) -> Expr:
+    """Return |x|."""
+    return make("max", x, make("neg", x))
+
+
+def triangle(x: Expr, diagonal: Expr, lower: bool) -> Expr:
+    """Return matrices with zeros above a diagonal (or below it): row i keeps j <= i + diagonal, or j >= i + diagonal.
+
+    Raises:
+        ValueError: the rank is not known, or less than 2.
+    """
+    if x.rank is None or x.rank < 2:
+        raise ValueError("a triangle needs matrices")
+    rows, columns = (count(dim(x, axis)) for axis in (x.rank - 2, x.rank - 1))
+    edge = make("add", column(rows), diagonal)
+    keep = make("le", columns, edge) if lower else make("le", edge, columns)
+    return make("where", keep, x, number(0, x))
+
+
+def point_convolution(x: Expr, w: Expr, bias: Expr | None) -> Expr:
+    """Return a convolution over one position, of x [b m …] with w [f m 1 …]: the product w [f m] · x, plus a bias."""
+    places = tuple(range(2, w.rank or 0))
+    flat = x if x.rank == 3 else reshape(x, [dim(x, 0), dim(x, 1), -1])
+    out = make("matmul", make("squeeze", w, axes=places), flat)
+    if len(places) > 1:
+        lengths = make("concat", dim(x, 0), dim(w, 0), make("dim", x, start=2), axis=0)
+        out = make("reshape", out, lengths, keep_zero=True)
+    return out if bias is None else make("add", out, make("unsqueeze", bias, axes=tuple(i - 1 for i in places)))
+
+
 def column(x: Expr) -> Expr:
     """Return [s] as [s 1]."""
     return make("unsqueeze", x, axes=(1,))
 
 
-def causal(scores: Expr, q: Expr, k: Expr, past: Expr | None = None) -> Expr:
-    """Return scores [... s t] with key j hidden from query i unless j <= i + the length of the past."""
-    last = (q.rank or 4) - 2
-    rows = column(count(dim(q, last)))
-    if past is not None:
-        rows = make("add", rows, dim(past, last))
-    return hide(scores, make("le", count(dim(k, last)), rows))
+def is_nan(x: Expr) -> Expr:
+    """Return whether elements are NaN, which alone are unequal to themselves."""
+    return make("not", make("eq", x, x))
+
+
+def or_zero(x: Expr) -> Expr:
+    """Return x with 0 for NaN."""
+    return make("where", is_nan(x), number(0.0, x), x)
 
 
 def quotient(x: Expr, total: Expr) -> Expr:

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; Python refuses a library that answers another number.
-#define GRAFT_ABI_VERSION 3
+#define GRAFT_ABI_VERSION 4
 
 enum { GRAFT_MAX_RANK = 5 };
 
@@ -45,6 +45,9 @@ typedef struct graft_pool {
   int32_t threads;
 } graft_pool;
 
+// What a query gets that sees no key: 0, or the mean of all values.
+enum graft_no_key { GRAFT_NO_KEY_ZERO = 0, GRAFT_NO_KEY_MEAN = 1 };
+
 // Arguments of ai.graft::TopKAttention. Axes by letter: q [b h s d], k [b g t d], v [b g t e],
 // bias broadcast to [b h s t] (rank 4, stride 0 where broadcast), key_mask [b t] (1 = visible),
 // past_length int64 [b] (stride 0 when one value serves all), out [b h s e]. The batch axis of q, k and v
@@ -55,7 +58,8 @@ typedef struct graft_topk_attention {
   float scale;     // multiplies q.k
   float softcap;   // 0 = none; else score = softcap * tanh(score / softcap), before bias
   int32_t causal;  // 1: key j is visible to query i only if j <= i + past_length
-  int32_t reserved;
+  int32_t no_key;  // a graft_no_key: what a row gets that sees no key
+  int64_t window;  // > 0: key j is visible to query i only if |j - (i + past_length)| < window
 } graft_topk_attention;
 
 // Arguments of ai.graft::SegmentAttention. Axes by letter: q [b h t d], k [b g t d], v [b g t e], segments int64 [b t],
@@ -89,6 +93,20 @@ typedef struct graft_combiner_attention {
   int32_t causal;            // 1: key j is visible to query i only if j <= i
 } graft_combiner_attention;
 
+// Arguments of ai.graft::ExpandedAttention. Axes by letter: q [n h s d], memory [b t m], w_k [g d m], w_v [g e m],
+// b_v [g e], bias broadcast to [n h s t], or without beam_index to [b h s t]: shared by beams, key_mask [b t]
+// (1 = visible), past_length int64 [b], beam_index int64 [n], out [n h s e]. Row i of q reads row beam_index[i] of the
+// memory; without beam_index row i / (n / b). h % g == 0; query head i is expanded by head i / (h / g) of the weights.
+typedef struct graft_expanded_attention {
+  graft_tensor q, memory, w_k, w_v, b_v, bias, key_mask, past_length, beam_index, out;
+  int64_t top_k;   // keys kept per row; 0 = all
+  float scale;     // multiplies q.k
+  float softcap;   // 0 = none
+  int32_t causal;  // 1: key j is visible to query i only if j <= i + past_length
+  int32_t no_key;  // a graft_no_key: what a row gets that sees no key
+  int64_t window;  // > 0: key j is visible to query i only if |j - (i + past_length)| < window
+} graft_expanded_attention;
+
 // Every function that can fail returns NULL, or a sentence that lives as long as the library.
 GRAFT_EXPORT int32_t graft_abi_version(void);
 GRAFT_EXPORT const char* graft_version(void);  // the distribution's version, e.g. "0.1.0"
@@ -112,6 +130,9 @@ GRAFT_EXPORT const char* graft_run_topk_feed_forward(const graft_topk_feed_forwa
 GRAFT_EXPORT const char* graft_run_combiner_attention(const graft_combiner_attention* args, const char* isa,
                                                       const graft_pool* pool);
 
+GRAFT_EXPORT const char* graft_run_expanded_attention(const graft_expanded_attention* args, const char* isa,
+                                                      const graft_pool* pool);
+
 // The name of the row that graft_run_... would use, or NULL with *reason set.
 GRAFT_EXPORT const char* graft_pick_topk_attention(const graft_topk_attention* args, const char* isa,
                                                    const char** reason);
@@ -120,6 +141,8 @@ GRAFT_EXPORT const char* graft_pick_segment_attention(const graft_segment_attent
 GRAFT_EXPORT const char* graft_pick_topk_feed_forward(const graft_topk_feed_forward* args, const char* isa,
                                                       const char** reason);
 GRAFT_EXPORT const char* graft_pick_combiner_attention(const graft_combiner_attention* args, const char* isa,
+                                                       const char** reason);
+GRAFT_EXPORT const char* graft_pick_expanded_attention(const graft_expanded_attention* args, const char* isa,
                                                        const char** reason);
 
 // What the 8-bit kernels have proved in this process: blocks of rows scored in 8 bits, those among them that needed a

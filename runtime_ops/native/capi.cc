@@ -13,6 +13,7 @@ std::string topk_attention_rows();
 std::string topk_feed_forward_rows();
 std::string segment_attention_rows();
 std::string combiner_attention_rows();
+std::string expanded_attention_rows();
 
 namespace {
 constexpr std::string (*kRows[])() = {
@@ -20,6 +21,7 @@ constexpr std::string (*kRows[])() = {
     topk_feed_forward_rows,
     segment_attention_rows,
     combiner_attention_rows,
+    expanded_attention_rows,
 };
 }  // namespace
 

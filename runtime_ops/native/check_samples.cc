@@ -25,7 +25,8 @@ struct Sample {
   int64_t top_k;
   double allowed;
   float scale, softcap;
-  int32_t causal;
+  int32_t causal, no_key;
+  int64_t window;
 };
 
 void read_bytes(FILE* file, void* to, size_t size) {
@@ -67,6 +68,8 @@ Sample read_sample(FILE* file) {
   s.scale = read<float>(file);
   s.softcap = read<float>(file);
   s.causal = read<int32_t>(file);
+  s.no_key = read<int32_t>(file);
+  s.window = read<int64_t>(file);
   return s;
 }
 
@@ -79,7 +82,7 @@ float value_at(const graft_tensor& x, const char* data, size_t i) {
 // Whether the outputs are as near to the expected fp32 numbers as the sample allows.
 bool passes(const Sample& s, const char* isa) {
   graft_topk_attention args{s.q.view, s.k.view, s.v.view, s.bias.view, s.key_mask.view, s.past_length.view, {},
-                            s.top_k,  s.scale,  s.softcap, s.causal,   0};
+                            s.top_k,  s.scale,  s.softcap, s.causal, s.no_key, s.window};
   args.out = s.expected.view;
   args.out.dtype = s.q.view.dtype;
   const size_t count = s.expected.bytes.size() / sizeof(float);

@@ -8,7 +8,7 @@ namespace graft {
 const OrtApi* g_api = nullptr;
 
 // One line per operator, each from the ort.cc in its folder.
-extern const OpKind kTopKAttention, kTopKFeedForward, kCombinerAttention, kSegmentAttention;
+extern const OpKind kTopKAttention, kTopKFeedForward, kCombinerAttention, kSegmentAttention, kExpandedAttention;
 
 namespace {
 
@@ -18,6 +18,7 @@ const OpKind* const kOps[] = {
     &kTopKFeedForward,
     &kSegmentAttention,
     &kCombinerAttention,
+    &kExpandedAttention,
 };
 
 const OpKind& kind_of(const OrtCustomOp* op) { return *static_cast<const TypedOp*>(op)->kind; }

@@ -28,6 +28,13 @@ def weights(scores: Expr) -> Expr:
     return make("div", exps, make("max", make("sum", exps, axes=(-1,), keepdims=True), const(1.0)))
 
 
+def level(weights: Expr) -> Expr:
+    """Return the weights, and equal ones in rows that have none."""
+    count = make("max", make("cast", dim(weights, 3), to=np.dtype(np.float32)), const(1.0))
+    none = make("eq", make("sum", weights, axes=(-1,), keepdims=True), const(0.0))
+    return make("where", none, make("div", const(1.0), count), weights)
+
+
 def steps(length: Expr) -> int:
     """Return how many doublings reach a length; where it is not known, enough for a million."""
     number = length.number()
@@ -41,12 +48,17 @@ def ceiling(a: Expr, b: Expr) -> Expr:
 
 def scores(q: Expr, k: Expr, scale: float | None, softcap: float) -> Expr:
     """Return [b h s t] for q [b h s d] and k [b g t d], scaled (by 1/sqrt(d) if None) and capped."""
+    return scaled(grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), dim(q, 3), scale, softcap)
+
+
+def scaled(products: Expr, d: Expr, scale: float | None, softcap: float) -> Expr:
+    """Return scores from products of queries and keys: scaled (by 1/sqrt(d) if None) and capped."""
     if scale is None:
-        width = make("cast", dim(q, 3), to=np.dtype(np.float32))
+        width = make("cast", d, to=np.dtype(np.float32))
         factor = make("div", const(1.0), make("sqrt", width))
     else:
         factor = const(float(scale))
-    found = make("mul", grouped(q, make("transpose", k, perm=(0, 1, 3, 2))), factor)
+    found = make("mul", products, factor)
     if softcap:
         cap = const(float(softcap))
         found = make("mul", make("tanh", make("div", found, cap)), cap)

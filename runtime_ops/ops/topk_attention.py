@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime_ops.ops.pieces import count, grouped, hide, scores, weights
+from runtime_ops.ops.pieces import count, grouped, hide, level, scores, weights
 from runtime_ops.spec import Attribute, Input, OpSpec, Sample
 from runtime_ops.words import Expr, const, dim, make, reshape
+
+ZERO, MEAN = NO_KEY = ("zero", "mean")  # what a query gets that sees no key
 
 
 def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Expr:
@@ -26,17 +28,36 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
         logits = make("add", logits, inputs["bias"])
     if inputs["key_mask"] is not None:
         logits = hide(logits, make("unsqueeze", inputs["key_mask"], axes=(1, 2)))
+    return grouped(chosen(hide_far(logits, inputs["past_length"], attrs), attrs), v)
+
+
+def hide_far(logits: Expr, past_length: Expr | None, attrs: Mapping[str, Any]) -> Expr:
+    """Return scores [b h s t] with -inf where causality and window hide a key."""
+    row, key = _places(dim(logits, 2), past_length), count(dim(logits, 3))
     if attrs["causal"]:
-        logits = hide(logits, _causal(q, k, inputs["past_length"]))
-    return grouped(_top(logits, attrs["k"]) if attrs["k"] else weights(logits), v)
+        logits = hide(logits, make("le", key, row))
+    if attrs["window"]:
+        logits = hide(logits, _near(row, key, attrs["window"], bool(attrs["causal"])))
+    return logits
 
 
-def _causal(q: Expr, k: Expr, past_length: Expr | None) -> Expr:
-    """Return which key [.. t] each query [.. s 1] may see."""
-    row = make("unsqueeze", count(dim(q, 2)), axes=(0, 1, 3))
-    if past_length is not None:
-        row = make("add", row, reshape(past_length, [-1, 1, 1, 1]))
-    return make("le", count(dim(k, 2)), row)
+def chosen(logits: Expr, attrs: Mapping[str, Any]) -> Expr:
+    """Return the weights of all keys, or of the best; what ``no_key`` says where a row sees none."""
+    found = _top(logits, attrs["k"]) if attrs["k"] else weights(logits)
+    return level(found) if attrs["no_key"] == MEAN else found
+
+
+def _places(s: Expr, past_length: Expr | None) -> Expr:
+    """Return the place of each query [.. s 1] among the keys."""
+    row = make("unsqueeze", count(s), axes=(0, 1, 3))
+    return row if past_length is None else make("add", row, reshape(past_length, [-1, 1, 1, 1]))
+
+
+def _near(row: Expr, key: Expr, window: int, causal: bool) -> Expr:
+    """Return which keys lie less than ``window`` from a query: before it, and behind it unless that is hidden."""
+    width = const(window)
+    before = make("lt", make("sub", row, width), key)
+    return before if causal else make("and", before, make("lt", key, make("add", row, width)))
 
 
 def _top(scores: Expr, k: int) -> Expr:
@@ -52,8 +73,12 @@ def check(attrs: Mapping[str, Any]) -> str | None:
         return f"k is {attrs['k']}; it must be 0 (all keys) or more"
     if attrs["causal"] not in (0, 1):
         return f"causal is {attrs['causal']}; it must be 0 or 1"
+    if attrs["window"] < 0:
+        return f"window is {attrs['window']}; it must be 0 (none) or more"
     if attrs["softcap"] < 0:
         return f"softcap is {attrs['softcap']}; it must be 0 (none) or more"
+    if attrs["no_key"] not in NO_KEY:
+        return f"no_key is {attrs['no_key']}; it must be one of {', '.join(NO_KEY)}"
     return None
 
 
@@ -100,6 +125,27 @@ def samples() -> Sequence[Sample]:
         ("causal-top", {"s": 7, "causal": 1, "k": 2}),
         ("causal-past", {"causal": 1, "past_length": np.array([2, 1])}),
         ("causal-past-negative", {"causal": 1, "past_length": np.array([-2])}),
+        ("causal-longer-queries", {"s": 9, "causal": 1}),
+        ("window", {"s": 7, "causal": 1, "window": 3}),
+        ("window-1", {"s": 7, "causal": 1, "window": 1}),
+        ("window-top", {"s": 7, "causal": 1, "window": 4, "k": 2}),
+        ("window-past", {"causal": 1, "window": 2, "past_length": np.array([2, 4])}),
+        ("window-beyond", {"causal": 1, "window": 2, "past_length": np.array([6, -3])}),
+        ("window-two-sided", {"s": 7, "window": 2}),
+        ("window-two-sided-past", {"window": 3, "past_length": np.array([1, 9])}),
+        ("window-larger", {"s": 7, "causal": 1, "window": 2**40}),
+        ("window-long", {"s": 67, "t": 131, "b": 1, "h": 2, "g": 2, "causal": 1, "window": 9,
+                         "past_length": np.array([64])}),
+        ("window-long-top", {"s": 131, "t": 131, "b": 1, "h": 2, "g": 2, "window": 40, "k": 9}),
+        ("mean-none", {"key_mask": none, "no_key": "mean"}),
+        ("mean-none-top", {"key_mask": none, "no_key": "mean", "k": 2}),
+        ("mean-left", {"s": 7, "causal": 1, "key_mask": ~ragged, "no_key": "mean"}),
+        ("mean-past-negative", {"g": 2, "causal": 1, "past_length": np.array([-2, -9]), "no_key": "mean"}),
+        ("mean-window", {"s": 9, "causal": 1, "window": 2, "key_mask": ragged, "no_key": "mean", "e": 5}),
+        ("mean-bias", {"bias": np.where(none, 0, -np.inf).astype(f)[:, None, None, :], "no_key": "mean"}),
+        ("mean-no-keys", {"t": 0, "no_key": "mean"}),
+        ("mean-long", {"s": 67, "t": 131, "h": 2, "g": 1, "causal": 1, "window": 30, "no_key": "mean",
+                       "past_length": np.array([-20, 90])}),
         ("key-mask", {"key_mask": ragged}),
         ("key-mask-top", {"key_mask": ragged, "k": 4}),
         ("key-mask-none", {"key_mask": none}),
@@ -117,6 +163,27 @@ def samples() -> Sequence[Sample]:
     return [_sample(id, seed, **rest) for seed, (id, rest) in enumerate(table)]
 
 
+ATTRIBUTES = (
+    Attribute(name="k", kind=int, default=0, doc="keys that each query attends to; 0: all, which is exact"),
+    Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
+    Attribute(name="causal", kind=int, default=0, doc="1: key j is visible to query i if j <= i + past_length"),
+    Attribute(
+        name="window",
+        kind=int,
+        default=0,
+        doc="w > 0: key j is visible to query i only if it is less than w away from i + past_length, "
+        "which with causal leaves it the last w keys; 0: no window",
+    ),
+    Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
+    Attribute(
+        name="no_key",
+        kind=str,
+        default=ZERO,
+        doc="what a query gets that sees no key, because all are hidden or have a bias of -inf: zero; or mean, the "
+        "mean of all t values, which softmax gives where one finite number hides all keys",
+    ),
+)
+
 TOPK_ATTENTION = OpSpec(
     name="TopKAttention",
     doc=__doc__ or "",
@@ -128,12 +195,7 @@ TOPK_ATTENTION = OpSpec(
         Input(name="key_mask", layout="b t", kind="bool", optional=True),
         Input(name="past_length", layout="b", kind="int64", optional=True),
     ),
-    attributes=(
-        Attribute(name="k", kind=int, default=0, doc="keys that each query attends to; 0: all, which is exact"),
-        Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
-        Attribute(name="causal", kind=int, default=0, doc="1: key j is visible to query i if j <= i + past_length"),
-        Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
-    ),
+    attributes=ATTRIBUTES,
     output="b h s e",
     fixed="h g",
     reference=reference,

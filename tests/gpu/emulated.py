@@ -54,7 +54,7 @@ def _arguments(call: Call, out: Array, only: tuple[str, ...] = ()) -> TopKAttent
     names = ("q", "k", "v", "bias", "key_mask", "past_length")
     views = [view(call.arrays.get(name)) if not only or name in only else Tensor() for name in names]
     at = call.attributes
-    return TopKAttention(*views, view(out), at["k_top"], at["scale"], at["softcap"], at["causal"], 0)
+    return TopKAttention(*views, view(out), at["k_top"], at["scale"], at["softcap"], at["causal"])
 
 
 def _result(call: Call) -> Array:

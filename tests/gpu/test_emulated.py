@@ -90,7 +90,7 @@ def test_refusals(library: ctypes.CDLL, case: Case, reason: str) -> None:
 
 def _on_the_cpu(library: ctypes.CDLL, monkeypatch: Patch) -> None:
     """Lets the torch op take tensors of the CPU to the CUDA kernels; the emulated GPU can read them."""
-    monkeypatch.setattr(cuda, "takes", lambda _: True)
+    monkeypatch.setattr(cuda, "takes", lambda *_: True)
     monkeypatch.setattr(cuda, "load", lambda: library)
     monkeypatch.setattr(cuda, "_require_cuda", lambda _: None)
     monkeypatch.setattr(cuda, "_stream", lambda _: contextlib.nullcontext(0))
@@ -126,6 +126,6 @@ def test_torch(library: ctypes.CDLL, name: str, monkeypatch: Patch) -> None:
 def test_the_kernels_take_what_lies_on_one_gpu() -> None:
     torch = pytest.importorskip("torch")
     x = torch.zeros(1, 1, 4, 8)
-    assert not cuda.takes((x, x, x, None, None, None))
+    assert not cuda.takes((x, x, x, None, None, None), {"window": 0, "no_key": "zero"})
     with pytest.raises(cuda.LibraryError, match="need all of them on one GPU"):
         cuda._view(x)

@@ -33,7 +33,7 @@ class Spelling:
     scale: float | Sequence[float] = 1.0  # several: each is a true reading; ANY: not asked
     softcap: float | None = None
     mask: bool | str | None = False  # whether there is one, or what is read; None: not asked
-    passed: Collection[str] | None = None  # which of "causal", "keys", "bias" the operation gets; None: not asked
+    passed: Collection[str] | None = None  # which of "causal", "window", "keys", "bias" are given; None: not asked
     heads: int | Sequence[int] | None = None  # None: that of the frame
     kv_heads: int | Sequence[int] | None = None
     around: Mapping[str, Any] = field(default_factory=dict)  # fields of a site, or parts of them by name

@@ -95,9 +95,7 @@ def proved(
     return masked(f"proved-{name}", scores, frame, **{"mask": words, "passed": set(passed.split()), **more})
 
 
-def hidden(
-    name: str, keep: Callable[[Sketch], Value], words: str, hard: str, soft: str = "bias", **more: Any
-) -> list[Spelling]:
+def hidden(name: str, keep: Callable[[Sketch], Value], words: str, passed: str, **more: Any) -> list[Spelling]:
     """One mask chosen by Where, chosen negated, and added; each with a fill of -inf and with a finite one."""
     ways: dict[str, Callable[[Sketch, Value, float], Value]] = {
         "where": lambda f, s, fill: f.Where(keep(f), s, fill),
@@ -107,7 +105,7 @@ def hidden(
     return [
         proved(f"{name}-{way}-{label}", lambda f, s, w=write, x=fill: w(f, s, x), words, passed, **more)
         for way, write in ways.items()
-        for label, fill, passed in (("inf", -INF, hard), ("lowest", LOWEST, soft))
+        for label, fill in (("inf", -INF), ("lowest", LOWEST))
     ]
 
 
@@ -140,7 +138,7 @@ HOLDS = "(only at s=7 t=7)"
 ADDED = np.where(SEVEN, 0, -INF).astype(np.float32)
 
 PROVED = (
-    *hidden("causal", causal, "causal", "causal", "causal"),
+    *hidden("causal", causal, "causal", "causal"),
     *hidden("keys", keys, KEYS, "keys"),
     *hidden("keys-left", lambda f: keys(f, "left"), KEYS, "keys"),
     *hidden("stacked", lambda f: stacked(f, keys(f)), f"causal, {KEYS}", "causal keys"),
@@ -149,29 +147,29 @@ PROVED = (
     *hidden("by-or", lambda f: either(f, causal(f), keys(f)), f"causal, {KEYS}", "causal keys"),
     *hidden("gathered", lambda f: stacked(f, gathered(f)), f"causal, {KEYS}", "causal keys"),
     *hidden("gathered-nd", lambda f: stacked(f, gathered_nd(f)), f"causal, {KEYS}", "causal keys"),
-    *hidden("window", lambda f: f.And(causal(f), back(f, 3)), "window 3 causal", "causal bias"),
+    *hidden("window", lambda f: f.And(causal(f), back(f, 3)), "window 3 causal", "causal window"),
     *hidden("window-padded", lambda f: f.And(f.And(ahead(f, 0), back(f, 3)), keys(f)), f"window 3 causal, {KEYS}",
-            "causal keys bias"),
-    *hidden("window-two-sided", lambda f: near(f, 2), "window 2 back, 2 ahead", "causal bias"),
-    *hidden("window-by-two", lambda f: f.And(back(f, 3), ahead(f, 1)), "window 2 back, 1 ahead", "causal bias"),
-    *hidden("ahead", lambda f: ahead(f, 2), "causal (offset 2)", "causal", "causal"),
+            "causal window keys"),
+    *hidden("window-two-sided", lambda f: near(f, 2), "window 2 back, 2 ahead", "causal window"),
+    *hidden("window-by-two", lambda f: f.And(back(f, 3), ahead(f, 1)), "window 2 back, 1 ahead", "causal window"),
+    *hidden("ahead", lambda f: ahead(f, 2), "causal (offset 2)", "causal"),
     *hidden("behind", lambda f: ahead(f, -1), "causal (offset -1)", "causal"),
-    *hidden("tril", triangle, "causal", "causal", "causal"),
-    *hidden("buffer", buffer, "causal", "causal", "causal"),
-    *hidden("buffer-past", lambda f: buffer(f, 2), "causal (offset 2)", "causal", "causal"),
+    *hidden("tril", triangle, "causal", "causal"),
+    *hidden("buffer", buffer, "causal", "causal"),
+    *hidden("buffer-past", lambda f: buffer(f, 2), "causal (offset 2)", "causal"),
     *hidden("unread", lambda f: f.And(causal(f), kept(f)), "causal, mask [b 1 s t]", "causal bias"),
     proved("triu", lambda f, s: s + f.Trilu(full(f, -INF), np.array(1)), "causal", "causal"),
     proved("triu-lowest", lambda f, s: s + f.Trilu(full(f, LOWEST), np.array(1)), "causal", "causal"),
     proved("triu-2", lambda f, s: s + f.Trilu(full(f, -INF), np.array(3)), "causal (offset 2)", "causal"),
     proved("tril-fill", lambda f, s: s + f.Trilu(full(f, LOWEST), np.array(-2), upper=0),
            "no key more than 1 back", "bias"),
-    proved("one-minus", lambda f, s: s + (1.0 - keys(f).to("float32")) * LOWEST, KEYS, "bias"),
+    proved("one-minus", lambda f, s: s + (1.0 - keys(f).to("float32")) * LOWEST, KEYS, "keys"),
     proved("one-minus-1e4", lambda f, s: s + (1.0 - keys(f).to("float32")) * -1e4, KEYS, "bias"),
     proved("one-minus-product", lambda f, s: s + (1.0 - causal(f).to("float32") * keys(f).to("float32")) * LOWEST,
-           f"causal, {KEYS}", "bias"),
+           f"causal, {KEYS}", "causal keys"),
     proved("one-minus-numbers", lambda f, s: s + (1.0 - f.input("m", "b t", "lengths").unsqueeze(1, 2)) * LOWEST,
            "bias [b 1 1 t]", "bias"),
-    proved("inverted", lambda f, s: s + inverted(f), KEYS, "bias"),
+    proved("inverted", lambda f, s: s + inverted(f), KEYS, "keys"),
     proved("sub", lambda f, s: s - f.Where(causal(f), 0.0, INF), "causal", "causal"),
     proved("summed", lambda f, s: s + (f.Where(causal(f), 0.0, -INF) + f.Where(keys(f), 0.0, -INF)),
            f"causal, {KEYS}", "causal keys"),
@@ -200,9 +198,9 @@ PROVED = (
     row("proved-past-padded", lambda f: past(f, True, -INF), mask=f"causal (offset p), {KEYS}",
         passed={"causal", "keys"}, dims=[{**d, "p+s": d["s"] + d["p"]} for d in PAST]),
     row("proved-past-padded-lowest", lambda f: past(f, True, LOWEST), mask=f"causal (offset p), {KEYS}",
-        passed={"bias"}, dims=[{**d, "p+s": d["s"] + d["p"]} for d in PAST]),
+        passed={"causal", "keys"}, dims=[{**d, "p+s": d["s"] + d["p"]} for d in PAST]),
     fixed("bool", SEVEN, f"causal {HOLDS}", "causal"),
-    fixed("window", BAND, f"window 3 causal {HOLDS}", "causal bias"),
+    fixed("window", BAND, f"window 3 causal {HOLDS}", "causal window"),
     fixed("added", ADDED, f"causal {HOLDS}", "causal"),
     fixed("added-lowest", np.maximum(ADDED, np.float32(LOWEST)), f"causal {HOLDS}", "causal"),
     fixed("ahead", np.tri(7, 7, 2, dtype=bool), "causal (offset 2, only at s=7 t=7)", "causal"),

@@ -43,28 +43,44 @@ inline const void* head_data(const Block& k, const graft_tensor& x) {
   return element(x.data, x.dtype, k.b * x.strides[0] + k.g * x.strides[1]);
 }
 
-// The last key that row r may see, -1 for none.
-inline int64_t limit_of(const Problem& p, const Block& k, int64_t r) {
-  if (!p.args.causal) return p.t - 1;
+// The first and the last key that a row may see, as far as causality and window go; none where first > last.
+struct Sight {
+  int64_t first, last;
+};
+
+inline Sight sight_of(const Problem& p, const Block& k, int64_t r) {
+  constexpr int64_t far = int64_t{1} << 60;  // nothing overflows, and beyond it nothing changes
+  if (!p.args.causal && p.args.window == 0) return {0, p.t - 1};
   int64_t past = 0;
   if (p.args.past_length.data != nullptr) {
     past = static_cast<const int64_t*>(p.args.past_length.data)[k.b * p.args.past_length.strides[0]];
   }
-  past = most(-p.s, least(past, p.t));  // beyond these nothing changes, and nothing overflows
-  return most<int64_t>(-1, least(query_of(p, k, r) + past, p.t - 1));
+  const int64_t place = query_of(p, k, r) + most(-far, least(past, far));
+  const int64_t width = p.args.window > 0 ? least(p.args.window, far) : far;
+  const int64_t first = p.args.window > 0 ? place - width + 1 : 0, last = p.args.causal ? place : place + width - 1;
+  return {most<int64_t>(0, least(first, p.t)), most<int64_t>(-1, least(last, p.t - 1))};
 }
 
 struct Span {
   int64_t least, most;
 };
 
-inline Span limits_of(const Problem& p, const Block& k) {
-  Span span{p.t, -1};
-  for (int64_t r = 0; r < k.rows; ++r) {
-    const int64_t limit = limit_of(p, k, r);
-    span = {least(span.least, limit), most(span.most, limit)};
-  }
-  return span;
+// Of several rows.
+struct Sights {
+  Span first, last;
+};
+
+inline Sights no_sights(const Problem& p) { return {{p.t, 0}, {p.t, -1}}; }
+
+inline void include(const Sight& one, Sights* all) {
+  all->first = {least(all->first.least, one.first), most(all->first.most, one.first)};
+  all->last = {least(all->last.least, one.last), most(all->last.most, one.last)};
+}
+
+inline Sights sights_of(const Problem& p, const Block& k) {
+  Sights all = no_sights(p);
+  for (int64_t r = 0; r < k.rows; ++r) include(sight_of(p, k, r), &all);
+  return all;
 }
 
 template <class V>
@@ -119,13 +135,13 @@ struct Walk {
 // score_bound: no |q.k| (softcap applied) of this block is larger. A key whose bias lies so far below that of
 // a key which every row sees that exp must underflow is dropped, which is what makes padding cost nothing.
 inline Walk walk_keys(const Problem& p, const Block& k, float score_bound) {
-  const Span limits = limits_of(p, k);
-  Walk walk{nullptr, -kInf, 0, limits.most + 1};
+  const Sights sights = sights_of(p, k);
+  Walk walk{nullptr, -kInf, sights.first.least, sights.last.most + 1};
   if (p.key_bias == nullptr) return walk;
   walk.bias = p.key_bias + k.b * p.key_bias_b + k.head * p.key_bias_h;
   if (!p.key_bias_wide) return walk;
   float live = -kInf;
-  for (int64_t j = 0; j <= limits.least; ++j) live = most(live, walk.bias[j]);
+  for (int64_t j = sights.first.most; j <= sights.last.least; ++j) live = most(live, walk.bias[j]);
   const float floor = live - 2.02f * score_bound - kUnderflow;
   if (floor > -kInf) walk.floor = floor;  // not where it is NaN
   return walk;
@@ -162,6 +178,15 @@ inline bool next_tile(Walk* walk, Tile* tile) {
   }
   tile->adjoining = tile->ids[tile->count - 1] - tile->ids[0] == tile->count - 1;
   return true;
+}
+
+// How many of the tile's keys come before key `bound`: ids ascend.
+inline int64_t keys_before(const Tile& tile, int64_t bound) {
+  if (tile.ids[tile.count - 1] < bound) return tile.count;
+  if (tile.adjoining) return most<int64_t>(0, bound - tile.ids[0]);
+  int64_t n = tile.count;
+  while (n > 0 && tile.ids[n - 1] >= bound) --n;
+  return n;
 }
 
 struct Rows {

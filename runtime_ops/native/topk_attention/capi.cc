@@ -1,4 +1,6 @@
 // TopKAttention in the C interface: its table of kernels.
+#include <algorithm>
+
 #include "../dispatch.h"
 #include "kernels.h"
 #include "plan.h"
@@ -58,7 +60,8 @@ struct TopKAttention {
   }
 
   static bool pays(const Row& row, const Problem& p) {
-    return p.t >= row.worth.keys && (p.g == 0 || p.s * (p.h / p.g) >= row.worth.rows);
+    const int64_t window = p.args.window > 0 && p.args.window < p.t ? 2 * p.args.window : p.t;
+    return std::min(p.t, window) >= row.worth.keys && (p.g == 0 || p.s * (p.h / p.g) >= row.worth.rows);
   }
 
   static std::string limits(const Row& row) {

@@ -5,6 +5,7 @@
 #define GRAFT_EXACT_H_
 
 #include "bound.h"
+#include "mean.h"
 #include "../vector/softmax.h"
 
 namespace graft {
@@ -13,13 +14,13 @@ namespace {
 // Rows that share a vector register file's width. Matrices are [d, key or e][width].
 struct Panel {
   int64_t first, rows;
-  Span limits;
+  Sights all;
   float *q, *o, *max, *sum;
-  int64_t* limit;
+  Sight* sights;
 };
 
 struct ExactScratch {
-  float *rows, *k, *v, *scores, *bias;
+  float *rows, *k, *v, *scores, *bias, *mean;
   Tile* tile;
   Panel* panels;
 };
@@ -31,6 +32,14 @@ struct ExactJob {
   int64_t block_rows;
 };
 
+// Keys and values lie in the same place.
+inline bool one_table(const Problem& p) {
+  const graft_tensor &k = p.args.k, &v = p.args.v;
+  bool same = k.data == v.data && p.d == p.e;
+  for (int i = 0; i < 3; ++i) same = same && k.strides[i] == v.strides[i];
+  return same;
+}
+
 template <class V>
 inline ExactScratch cut_exact(const Problem& p, int64_t block_rows, Arena* arena) {
   constexpr int64_t width = panel_width<V>();
@@ -38,9 +47,10 @@ inline ExactScratch cut_exact(const Problem& p, int64_t block_rows, Arena* arena
   ExactScratch x;
   x.rows = arena->take<float>(most(block_rows * p.d, width * kTile));
   x.k = arena->take<float>(kTile * p.d);
-  x.v = arena->take<float>(kTile * p.e);
+  x.v = arena->take<float>(one_table(p) ? 0 : kTile * p.e);
   x.scores = arena->take<float>(kTile * width);
   x.bias = arena->take<float>(p.row_bias ? kTile * width : 0);
+  x.mean = take_mean(p, arena);
   x.tile = arena->take<Tile>(1);
   x.panels = arena->take<Panel>(panels);
   return x;
@@ -55,7 +65,7 @@ inline void cut_panels(const Problem& p, int64_t count, bool begin, Arena* arena
     a.o = arena->take<float>(width * p.e);
     a.max = arena->take<float>(width);
     a.sum = arena->take<float>(width);
-    a.limit = arena->take<int64_t>(width);
+    a.sights = arena->take<Sight>(width);
     if (begin) panels[i] = a;
   }
 }
@@ -65,15 +75,15 @@ inline void begin_panel(const Problem& p, const Block& k, int64_t index, const f
   constexpr int64_t full = panel_width<V>();
   a->first = index * full;
   a->rows = least(full, k.rows - a->first);
-  a->limits = {p.t, -1};
+  a->all = no_sights(p);
   const int64_t width = vectors_for<V>(a->rows) * V::lanes;
   pack_transposed<V>(queries + a->first * p.d, p.d, a->rows, p.d, a->q, width);
   for (int64_t i = 0; i < p.e * width; ++i) a->o[i] = 0.0f;
   for (int64_t r = 0; r < width; ++r) {
     a->max[r] = -kInf;
     a->sum[r] = 0.0f;
-    a->limit[r] = limit_of(p, k, a->first + least(r, a->rows - 1));
-    a->limits = {least(a->limits.least, a->limit[r]), most(a->limits.most, a->limit[r])};
+    a->sights[r] = sight_of(p, k, a->first + least(r, a->rows - 1));
+    include(a->sights[r], &a->all);
   }
 }
 
@@ -82,18 +92,26 @@ inline typename V::F cap_score(typename V::F score, float softcap) {
   return V::mul(V::set1(softcap), vtanh<V>(V::div(score, V::set1(softcap))));
 }
 
-// How many of the tile's keys each lane sees: ids ascend, so these come first.
-inline void count_visible(const Tile& tile, const int64_t* limit, int64_t width, float* visible) {
-  for (int64_t r = 0; r < width; ++r) {
-    int64_t n = least(tile.count, most<int64_t>(0, limit[r] - tile.ids[0] + 1));
-    if (!tile.adjoining) {
-      while (n > 0 && tile.ids[n - 1] > limit[r]) --n;
-    }
-    visible[r] = static_cast<float>(n);
+// Hides the keys that lie outside a lane's sight: in one pass those behind it, in another those before it.
+template <class V>
+inline void hide_unseen(const Tile& tile, const Panel& a, int64_t width, float* scores) {
+  using F = typename V::F;
+  float bound[V::panel * V::lanes];
+  if (tile.ids[tile.count - 1] > a.all.last.least) {
+    for (int64_t r = 0; r < width; ++r) bound[r] = static_cast<float>(keys_before(tile, a.sights[r].last + 1));
+    for_scores<V>(tile.count, width, scores, [&](F s, int64_t j, int64_t r) {
+      return V::blend(V::gt(V::load(bound + r), V::set1(static_cast<float>(j))), s, V::set1(-kInf));
+    });
+  }
+  if (tile.ids[0] < a.all.first.most) {
+    for (int64_t r = 0; r < width; ++r) bound[r] = static_cast<float>(keys_before(tile, a.sights[r].first));
+    for_scores<V>(tile.count, width, scores, [&](F s, int64_t j, int64_t r) {
+      return V::blend(V::gt(V::load(bound + r), V::set1(static_cast<float>(j))), V::set1(-kInf), s);
+    });
   }
 }
 
-// Softcap, biases and the causal mask, each in its own pass and only where it applies.
+// Softcap, biases and what causality and window hide, each in its own pass and only where it applies.
 template <class V>
 inline void adjust(const Problem& p, const Tile& tile, const Panel& a, int64_t width, bool biased,
                    const ExactScratch& x) {
@@ -109,13 +127,7 @@ inline void adjust(const Problem& p, const Tile& tile, const Panel& a, int64_t w
     for_scores<V>(tile.count, width, x.scores,
                   [&](F s, int64_t j, int64_t r) { return V::add(s, V::load(x.bias + j * width + r)); });
   }
-  if (tile.ids[tile.count - 1] > a.limits.least) {
-    float visible[V::panel * V::lanes];
-    count_visible(tile, a.limit, width, visible);
-    for_scores<V>(tile.count, width, x.scores, [&](F s, int64_t j, int64_t r) {
-      return V::blend(V::gt(V::load(visible + r), V::set1(static_cast<float>(j))), s, V::set1(-kInf));
-    });
-  }
+  hide_unseen<V>(tile, a, width, x.scores);
 }
 
 // The panel's part of a bias that varies along s, keys by rows. False if it hides the whole tile.
@@ -136,7 +148,7 @@ template <class V, int RN>
 inline void visit_panel(const Problem& p, const Block& k, Rows keys, Rows values, bool biased,
                         const ExactScratch& x, Panel* a) {
   const Tile& tile = *x.tile;
-  if (tile.ids[0] > a->limits.most) return;
+  if (tile.ids[0] > a->all.last.most || tile.ids[tile.count - 1] < a->all.first.least) return;
   if (p.row_bias && !load_bias<V>(p, k, *a, RN * V::lanes, x)) return;
   product<V, RN, false>(tile.count, keys.data, keys.stride, 1, a->q, p.d, x.scores);
   adjust<V>(p, tile, *a, RN * V::lanes, biased, x);
@@ -155,10 +167,11 @@ inline void visit(const Problem& p, const Block& k, Rows keys, Rows values, bool
 }
 
 template <class V>
-inline void end_panel(const Problem& p, const Block& k, const Panel& a) {
+inline void end_panel(const Problem& p, const Block& k, const Panel& a, Mean* mean) {
   const int64_t width = vectors_for<V>(a.rows) * V::lanes;
   for (int64_t r = 0; r < a.rows; ++r) {
-    store_row(p, k, a.first + r, a.o + r, width, a.sum[r] > 0.0f ? 1.0f / a.sum[r] : 0.0f);
+    if (a.sum[r] == 0.0f) store_unseeing<V>(p, k, a.first + r, mean);
+    else store_row(p, k, a.first + r, a.o + r, width, a.sum[r] > 0.0f ? 1.0f / a.sum[r] : 0.0f);
   }
 }
 
@@ -175,10 +188,11 @@ inline void exact_block(const ExactJob& job, const Block& k, void* space) {
   for (int64_t i = 0; i < panels; ++i) begin_panel<V>(p, k, i, x.rows, &x.panels[i]);
   for (Walk walk = walk_keys(p, k, bound); next_tile(&walk, x.tile);) {
     const Rows keys = tile_rows<V>(k, p.args.k, *x.tile, p.d, x.k);
-    const Rows values = tile_rows<V>(k, p.args.v, *x.tile, p.e, x.v);
+    const Rows values = one_table(p) ? keys : tile_rows<V>(k, p.args.v, *x.tile, p.e, x.v);
     for (int64_t i = 0; i < panels; ++i) visit<V>(p, k, keys, values, walk.bias != nullptr, x, &x.panels[i]);
   }
-  for (int64_t i = 0; i < panels; ++i) end_panel<V>(p, k, x.panels[i]);
+  Mean mean{x.mean, false};
+  for (int64_t i = 0; i < panels; ++i) end_panel<V>(p, k, x.panels[i], &mean);
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ inline void block_task(void* state, int64_t index) {
 
 template <class V>
 inline const char* run_exact(const Problem& p, const float* norms) {
-  const int64_t rows = exact_rows<V>(p);
+  const int64_t rows = p.block_rows > 0 ? p.block_rows : exact_rows<V>(p);
   Arena size(nullptr);
   cut_exact<V>(p, rows, &size);
   cut_panels<V>(p, ceil_div(rows, panel_width<V>()), false, &size, nullptr);

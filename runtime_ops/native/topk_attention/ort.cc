@@ -1,5 +1,6 @@
 // ai.graft::TopKAttention as an ONNX Runtime operator on the CPU: types, shape inference, and its kernel, which goes
 // from a node's attributes and tensors to the plain C interface.
+#include "../refusal.h"
 #include "ort.h"
 
 namespace graft {
@@ -18,6 +19,17 @@ int input_type(size_t i, int dtype) {
 void check_values(const TopKAttentionNode& a) {
   if (a.k < 0) refuse_attribute("k", std::to_string(a.k), "0 (every key) or more");
   if (a.causal != 0 && a.causal != 1) refuse_attribute("causal", std::to_string(a.causal), "0 or 1");
+  if (a.window < 0) refuse_attribute("window", std::to_string(a.window), "0 (none) or more");
+}
+
+int32_t read_no_key(const OrtKernelInfo* info) {
+  constexpr const char* words[] = {"zero", "mean"};  // as in graft_no_key
+  std::string word = words[0];
+  read_attribute(info, "no_key", &word);
+  int index = 0;
+  const std::string error = find_word("attribute no_key", word.c_str(), words, &index);
+  if (!error.empty()) fail(error);
+  return index;
 }
 
 void read_inputs(OrtKernelContext* context, graft_topk_attention* args) {
@@ -29,15 +41,7 @@ void read_inputs(OrtKernelContext* context, graft_topk_attention* args) {
 }
 
 OrtStatus* create(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-  return guarded(kName, [&] {
-    TopKAttentionNode a{};
-    read_attribute(info, "k", &a.k);
-    read_attribute(info, "causal", &a.causal);
-    a.scale = read_scale(info);
-    a.softcap = read_softcap(info);
-    check_values(a);
-    *kernel = new TopKAttentionNode(a);
-  });
+  return guarded(kName, [&] { *kernel = new TopKAttentionNode(read_node(info)); });
 }
 
 void destroy(void* kernel) { delete static_cast<TopKAttentionNode*>(kernel); }
@@ -52,12 +56,26 @@ OrtStatus* run_node(void* kernel, OrtKernelContext* context) {
 
 }  // namespace
 
+TopKAttentionNode read_node(const OrtKernelInfo* info) {
+  TopKAttentionNode a{};
+  read_attribute(info, "k", &a.k);
+  read_attribute(info, "causal", &a.causal);
+  read_attribute(info, "window", &a.window);
+  a.scale = read_scale(info);
+  a.softcap = read_softcap(info);
+  a.no_key = read_no_key(info);
+  check_values(a);
+  return a;
+}
+
 graft_topk_attention read_call(const TopKAttentionNode& a, OrtKernelContext* context) {
   graft_topk_attention args{};
   read_inputs(context, &args);
   make_attention_output(context, args.q, args.k, args.v, "q [b h s d], k [b g t d], v [b g t e]", &args.out);
   args.top_k = a.k;
   args.causal = static_cast<int32_t>(a.causal);
+  args.no_key = a.no_key;
+  args.window = a.window;
   args.softcap = a.softcap;
   args.scale = scale_for(a.scale, args.q);
   return args;

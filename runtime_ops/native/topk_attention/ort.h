@@ -7,10 +7,14 @@
 namespace graft {
 
 struct TopKAttentionNode {
-  int64_t k, causal;
+  int64_t k, causal, window;
   Scale scale;
   float softcap;
+  int32_t no_key;
 };
+
+// Its attributes.
+TopKAttentionNode read_node(const OrtKernelInfo* info);
 
 // Inputs, output and attributes of one run; the output is made here.
 graft_topk_attention read_call(const TopKAttentionNode& node, OrtKernelContext* context);

@@ -41,6 +41,10 @@ std::string check_attributes(const graft_topk_attention& a) {
   }
   if (!isfinite(a.scale)) return refuse("scale", std::to_string(a.scale), "a finite number");
   if (a.causal != 0 && a.causal != 1) return refuse("causal", std::to_string(a.causal), "0 or 1");
+  if (a.window < 0) return refuse("window", std::to_string(a.window), "0 (none) or more");
+  if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN) {
+    return refuse("no_key", std::to_string(a.no_key), "0 (zero) or 1 (mean)");
+  }
   return "";
 }
 
@@ -168,16 +172,15 @@ std::string check_data(const Problem& p) {
   return "";
 }
 
-}  // namespace
-
-std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan) {
+// kind: the element type of k and v.
+std::string plan_for(const graft_topk_attention& args, const graft_pool* pool, int32_t kind, Plan* plan) {
   Problem& p = plan->problem;
   p = Problem{};
   p.args = args;
   p.pool = pool;
   std::string error = check_matrix(args.q, "q", "[b h s d]", args.q.dtype);
-  if (error.empty()) error = check_matrix(args.k, "k", "[b g t d]", args.q.dtype);
-  if (error.empty()) error = check_matrix(args.v, "v", "[b g t e]", args.q.dtype);
+  if (error.empty()) error = check_matrix(args.k, "k", "[b g t d]", kind);
+  if (error.empty()) error = check_matrix(args.v, "v", "[b g t e]", kind);
   if (error.empty()) error = check_matrix(args.out, "out", "[b h s e]", args.q.dtype);
   if (error.empty()) error = check_attributes(args);
   if (error.empty()) error = check_shapes(args, &p);
@@ -193,6 +196,16 @@ std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, 
   p.top_k = args.top_k < p.t ? args.top_k : 0;
   resolve_bias(plan);
   return "";
+}
+
+}  // namespace
+
+std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan) {
+  return plan_for(args, pool, args.q.dtype, plan);
+}
+
+std::string make_wide_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan) {
+  return plan_for(args, pool, args.k.dtype, plan);
 }
 
 Proofs g_proofs;

@@ -68,6 +68,8 @@ const char* check(const graft_topk_attention& a) {
   if (a.k.shape[2] > kMostKeys || a.q.shape[1] * a.q.shape[2] > kMostKeys)
     return "TopKAttention on CUDA: s and t may be up to 2^30";
   if (a.top_k < 0) return "TopKAttention on CUDA: k must be 0 (all keys) or more";
+  if (a.window != 0 || a.no_key != GRAFT_NO_KEY_ZERO)
+    return "TopKAttention on CUDA takes no window, and gives 0 where no key is seen";
   return check_masks(a);
 }
 

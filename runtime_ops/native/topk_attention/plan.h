@@ -17,6 +17,9 @@ struct Plan {
 // An empty string, or what was met and what is allowed.
 std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan);
 
+// The same for q and out in fp32, whatever k and v are.
+std::string make_wide_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan);
+
 }  // namespace graft
 
 #endif  // GRAFT_PLAN_H_

@@ -15,7 +15,7 @@ struct Problem {
   int64_t units;          // per batch entry
   int64_t rows;           // per unit
   int64_t top_k;          // 0 = every key
-  int64_t block_rows;     // rows of one task, at most
+  int64_t block_rows;     // rows of one task where every key is read; 0 = the kernel's choice
   const float* key_bias;  // [b or 1][h or 1][t], -inf where key_mask hides; NULL = none
   int64_t key_bias_b, key_bias_h;  // its strides
   bool key_bias_wide;     // some finite entry is so low that it may underflow: worth proving

@@ -23,7 +23,7 @@ struct Row8 {
   float slack;          // what fp32 and 16 bits may round: part of every key's error bound
   float bound;          // no key's score is further off, slack included
   float base;           // what 16-bit scores leave out
-  int64_t limit;
+  Sight sight;
   int64_t scored;  // so many candidates have their fp32 score
 };
 
@@ -37,7 +37,7 @@ struct Found {
 };
 
 struct Topk8Scratch {
-  float *queries, *query, *out, *pool, *bias;
+  float *queries, *query, *out, *pool, *bias, *mean;
   uint8_t* bytes;   // queries, 128 added
   int16_t* tile;    // scores: [rows][stride]
   int64_t stride;
@@ -77,6 +77,14 @@ GRAFT_INLINE __m512i to_units(__m512i sum, const float* key_scale, const float* 
   return _mm512_cvtps_epi32(score);
 }
 
+// Bit i: key first + i is in sight.
+inline uint64_t seen_bits(const Sight& sight, int64_t first) {
+  const int64_t before = sight.first - first, seen = sight.last - first + 1;
+  const uint64_t low = before <= 0 ? ~uint64_t{0} : before >= kPanelKeys ? 0 : ~uint64_t{0} << before;
+  const uint64_t high = seen <= 0 ? 0 : seen >= kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << seen) - 1;
+  return low & high;
+}
+
 GRAFT_INLINE __m512i hide_from(__m512i scores, uint64_t visible) {
   return _mm512_mask_mov_epi32(_mm512_set1_epi32(INT32_MIN), static_cast<__mmask16>(visible), scores);
 }
@@ -86,13 +94,12 @@ GRAFT_INLINE __m512i hide_from(__m512i scores, uint64_t visible) {
 template <bool Biased>
 GRAFT_INLINE void store_scores(const Sums& sums, const float* key_scale, const float* bias, const Row8& row,
                                int64_t first, int16_t* to, int16_t* high) {
-  const int64_t seen = row.limit - first + 1;
   __m512i a = to_units<Biased>(sums.a, key_scale, bias, row);
   __m512i b = to_units<Biased>(sums.b, key_scale + 16, bias + 16, row);
   __m512i c = to_units<Biased>(sums.c, key_scale + 32, bias + 32, row);
   __m512i d = to_units<Biased>(sums.d, key_scale + 48, bias + 48, row);
-  if (__builtin_expect(seen < kPanelKeys, 0)) {
-    const uint64_t visible = seen <= 0 ? 0 : (uint64_t{1} << seen) - 1;
+  if (__builtin_expect(row.sight.last - first + 1 < kPanelKeys || row.sight.first > first, 0)) {
+    const uint64_t visible = seen_bits(row.sight, first);
     a = hide_from(a, visible), b = hide_from(b, visible >> 16);
     c = hide_from(c, visible >> 32), d = hide_from(d, visible >> 48);
   }

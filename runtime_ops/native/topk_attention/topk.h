@@ -10,8 +10,8 @@ namespace graft {
 namespace {
 
 struct TopkScratch {
-  float *queries, *k, *packed, *scores, *bias, *out, *pool;
-  int64_t* limits;
+  float *queries, *k, *packed, *scores, *bias, *out, *pool, *mean;
+  Sight* sights;
   Tile* tile;
   Candidates* rows;
 };
@@ -43,7 +43,8 @@ inline TopkScratch cut_topk(const Problem& p, const Selection& s, int64_t rows, 
   x.bias = arena->take<float>(kTile + V::lanes);
   x.out = arena->take<float>(p.e);
   x.pool = arena->take<float>(rows * pool_stride(s));
-  x.limits = arena->take<int64_t>(rows);
+  x.mean = take_mean(p, arena);
+  x.sights = arena->take<Sight>(rows);
   x.tile = arena->take<Tile>(1);
   x.rows = arena->take<Candidates>(rows);
   return x;
@@ -53,7 +54,7 @@ inline void begin_rows(const Problem& p, const Block& k, const Selection& s, con
   for (int64_t r = 0; r < k.rows; ++r) {
     float* scores = x.pool + r * pool_stride(s);
     x.rows[r] = {scores, scores + s.capacity + 64, 0, -kInf};
-    x.limits[r] = limit_of(p, k, r);
+    x.sights[r] = sight_of(p, k, r);
   }
 }
 
@@ -68,15 +69,6 @@ inline void adjust_row(const Problem& p, const Tile& tile, int64_t first, int64_
     if (row_bias != nullptr) score = V::add(score, V::load(row_bias + x));
     V::store(scores + x, V::add(score, V::load(tile.bias + first + x)));
   }
-}
-
-// How many of the tile's keys a row that ends at `limit` sees.
-inline int64_t visible_in(const Tile& tile, int64_t limit) {
-  if (tile.ids[tile.count - 1] <= limit) return tile.count;
-  if (tile.adjoining) return most<int64_t>(0, limit - tile.ids[0] + 1);
-  int64_t n = tile.count;
-  while (n > 0 && tile.ids[n - 1] > limit) --n;
-  return n;
 }
 
 // Scores of all rows against `width` keys of the tile, from `first` on.
@@ -97,11 +89,13 @@ inline void offer_tile(const TopkJob& job, const Block& k, const TopkScratch& x)
   for (int64_t first = 0; first < tile.count; first += width) {
     score_keys<V>(p, k, keys, first, x);
     for (int64_t r = 0; r < k.rows; ++r) {
-      const int64_t n = least(width, visible_in(tile, x.limits[r]) - first);
-      if (n <= 0) continue;
+      const int64_t n = least(width, keys_before(tile, x.sights[r].last + 1) - first);
+      const int64_t before = most<int64_t>(0, keys_before(tile, x.sights[r].first) - first);
+      if (n <= before) continue;
       float* scores = x.scores + r * width;
       if (p.row_bias) load_row_bias<V>(p, k, tile, r, first, n, x.bias);
       adjust_row<V>(p, tile, first, n, p.row_bias ? x.bias : nullptr, scores);
+      for (int64_t j = 0; j < before; ++j) scores[j] = -kInf;
       for (int64_t j = n; j < width; ++j) scores[j] = -kInf;
       offer<V>(job.selection, scores, tile.ids + first, &x.rows[r]);
     }
@@ -176,18 +170,19 @@ inline void repeat_last(Candidates* c) {
 
 // The row's output, from its survivors.
 template <class V>
-inline void write_row(const Problem& p, const Block& k, int64_t r, Candidates* c, float* out) {
-  const float sum = c->count > 0 ? weigh<V>(c) : 0.0f;
+inline void write_row(const Problem& p, const Block& k, int64_t r, Candidates* c, float* out, Mean* mean) {
+  if (c->count == 0) return store_unseeing<V>(p, k, r, mean);
+  const float sum = weigh<V>(c);
   mix_values<V>(p, k, *c, out);
   store_adjacent<V>(p, k, r, out, sum > 0.0f ? 1.0f / sum : 0.0f);
 }
 
 // Cuts the row back to exactly its `best` best and writes its output.
 template <class V>
-inline void end_row(const Problem& p, const Block& k, int64_t r, int64_t best, Candidates* c, float* out) {
+inline void end_row(const Problem& p, const Block& k, int64_t r, int64_t best, Candidates* c, float* out, Mean* mean) {
   cut_back<V>({best, 0}, 0, c);
   repeat_last(c);
-  write_row<V>(p, k, r, c, out);
+  write_row<V>(p, k, r, c, out, mean);
 }
 
 template <class V>
@@ -200,7 +195,8 @@ inline void topk_block(const TopkJob& job, const Block& k, void* space) {
   float bound = 0.0f;
   if (p.key_bias_wide) bound = score_bound<V>(p, k, x.queries, job.key_norms);
   for (Walk walk = walk_keys(p, k, bound); next_tile(&walk, x.tile);) offer_tile<V>(job, k, x);
-  for (int64_t r = 0; r < k.rows; ++r) end_row<V>(p, k, r, job.selection.k, &x.rows[r], x.out);
+  Mean mean{x.mean, false};
+  for (int64_t r = 0; r < k.rows; ++r) end_row<V>(p, k, r, job.selection.k, &x.rows[r], x.out, &mean);
 }
 
 }  // namespace

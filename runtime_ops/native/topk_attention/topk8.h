@@ -34,6 +34,7 @@ inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows
   x.queries = arena->take<float>(rows * p.d);
   x.query = arena->take<float>(padded(p));
   x.out = arena->take<float>(p.e);
+  x.mean = take_mean(p, arena);
   x.pool = arena->take<float>(rows * pool_stride(s));
   x.bias = arena->take<float>(kPanelKeys);
   x.bytes = arena->take<uint8_t>(rows * quads(p) * 4 + padded(p));
@@ -61,7 +62,7 @@ struct BiasRange {
 inline BiasRange range_of(const Walk& walk) {
   if (walk.bias == nullptr) return {0.0f, 0.0f, 0.0f};
   float low = kInf, high = -kInf;
-  for (int64_t j = 0; j < walk.end; ++j) {
+  for (int64_t j = walk.at; j < walk.end; ++j) {
     const float bias = walk.bias[j];
     if (bias < walk.floor || bias == -kInf) continue;
     low = least(low, bias), high = most(high, bias);
@@ -100,7 +101,7 @@ inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, co
   row.base = range.top + dot<Avx512>(unscaled, keys.mean, p.d);
   float* list = x.pool + r * pool_stride(job.selection);
   row.best = {list, list + job.selection.capacity + 64, 0, -kInf};
-  row.limit = limit_of(p, k, r);
+  row.sight = sight_of(p, k, r);
   row.scored = 0;
   int32_t* found = x.lists + r * 2 * (x.room + 64);
   x.found[r] = {found, found + x.room + 64, 0, 0, 0, 0, 0};
@@ -140,7 +141,7 @@ inline void cut_exactly(int64_t k, float step, Candidates* c) {
 // Everything that reads scores; false where there is no room for what is found.
 inline bool find_rows(const Search8& s, float top) {
   hide(s.x.maxima, s.k.rows * s.x.groups);
-  for (int64_t first = 0, before = 0; first < s.walk.end;) {
+  for (int64_t first = s.walk.at / kPanelKeys * kPanelKeys, before = 0; first < s.walk.end;) {
     const Chunk chunk = score_chunk(s.p, s.keys, s.walk, top, s.k.rows, before, &first, s.x);
     before += chunk.panels;
     if (!find_tile(s, chunk, s.p.top_k)) return false;
@@ -166,7 +167,8 @@ inline Outcome search_rows(const Search8& s, float top) {
     s.x.rows[r].scored = 0;
   }
   link_rows(s);
-  for (int64_t r = 0; r < s.k.rows; ++r) write_row<Avx512>(s.p, s.k, r, &s.x.rows[r].best, s.x.out);
+  Mean mean{s.x.mean, false};
+  for (int64_t r = 0; r < s.k.rows; ++r) write_row<Avx512>(s.p, s.k, r, &s.x.rows[r].best, s.x.out, &mean);
   return Outcome::done;
 }
 

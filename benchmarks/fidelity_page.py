@@ -1,0 +1,248 @@
+"""Writes the fidelity page and its plots from the results of benchmarks/fidelity.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+MARK = "<!-- Written by benchmarks/fidelity.py from benchmarks/results/fidelity.json. -->"
+INTRO = """What an approximation costs on real models, as they come from the package index, without any training.
+Everything is measured with graft itself: `rewriter.apply` writes a model, `runtime_ops.session` runs it with our
+kernels, and what it answers is compared with the original's answers. Where k covers all neurons or keys, or a span all
+tokens, the numbers are the original's; the tests and `graft apply` prove that for every rewrite."""
+PERCENT = ("found", "same", "titles", "place", "positive")
+
+
+def write(results: Mapping[str, Any], docs: Path) -> None:
+    """Write the page and the plots of what was measured."""
+    parts = ["# Fidelity", MARK, INTRO, _settings(results)]
+    for name, (title, body) in SECTIONS.items():
+        if name in results:
+            parts += [f"## {title}", *body(results[name], docs)]
+    (docs / "fidelity.md").write_text("\n\n".join(part for part in parts if part) + "\n", "utf-8")
+
+
+def _settings(results: Mapping[str, Any]) -> str:
+    """Return with what it was measured; a set of sections with the same settings is told once."""
+    told: dict[str, list[str]] = {}
+    for name, section in results.items():
+        packages = ", ".join(f"{package} {version}" for package, version in section["packages"].items())
+        how = f"Texts: {section['texts']}. Software: {packages}; {section['machine']}, fp32."
+        told.setdefault(how + (" Quick settings, few texts." if section["quick"] else ""), []).append(name)
+    whole = len(told) == 1
+    return "\n\n".join(how if whole else f"{how} Sections: {', '.join(names)}." for how, names in told.items())
+
+
+def about(section: Mapping[str, Any]) -> str:
+    """Return the list of models and samples."""
+    return "\n".join(f"* **{model}**: {text}." for model, text in section["about"].items())
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, the first column left, the others right."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(name: str, value: float | None) -> str:
+    """Return a measured number as the page shows it."""
+    if value is None:
+        return "–"
+    if name in PERCENT:
+        return f"{100 * value:.1f} %"
+    if name == "perplexity":
+        return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.4f}"
+
+
+def scores(row: Row, labels: Sequence[str]) -> list[str]:
+    """Return the names of what was measured in a row."""
+    return [name for name in row if name not in ("model", "sites", *labels)]
+
+
+def by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return rows by model, in order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["model"], []).append(row)
+    return found
+
+
+def plain(title: str, rows: Sequence[Row], labels: Sequence[str]) -> str:
+    """Return one table with a line per row."""
+    names = scores(rows[0], labels)
+    lines = [[*(str(row[x]) for x in labels), *(number(name, row[name]) for name in names)] for row in rows]
+    return f"**{title}**\n\n{table([*labels, *names], lines)}"
+
+
+def within(rows: Sequence[Row], labels: Mapping[str, Any]) -> str:
+    """Return the smallest k at which a model is within one percent of the original, in words."""
+    original, rest = rows[0], [row for row in rows[1:] if all(row[x] == y for x, y in labels.items())]
+    good = [row["k"] for row in rest if _near(row, original)]
+    safe = [k for k in good if all(row["k"] < k or _near(row, original) for row in rest)]
+    return f"k = {min(safe)}" if safe else "none of these"
+
+
+def _near(row: Row, original: Row) -> bool:
+    if "perplexity" in row:
+        return bool(row["perplexity"] <= 1.01 * original["perplexity"])
+    return bool(row["cosine"] >= 0.99)
+
+
+def plot(path: Path, panels: Sequence[Mapping[str, Any]]) -> str:
+    """Draw panels side by side, each with a title, names of its axes and lines of points by name."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "graft", "svg.fonttype": "none", "font.size": 9})
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), squeeze=False, layout="constrained")
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for name, points in panel["lines"].items():
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=name)
+        if panel.get("level") is not None:
+            axis.axhline(panel["level"], color="black", linewidth=0.8, linestyle=":")
+        if panel.get("logarithmic", True):
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
+        if panel.get("limit") is not None:
+            axis.set_ylim(*panel["limit"])
+        if len(panel["lines"]) > 1:
+            axis.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return f"![{path.stem}]({path.name})"
+
+
+def sweep(name: str, x: str, by: str | None) -> Callable[[Mapping[str, Any], Path], list[str]]:
+    """Return the body of a section that sweeps k: a table and a panel per model."""
+
+    def body(section: Mapping[str, Any], docs: Path) -> list[str]:
+        parts, panels = [about(section)], []
+        for model, rows in by_model(section["rows"]).items():
+            labels = ["k", *([by] if by else [])]
+            kinds = list(dict.fromkeys(row[by] for row in rows[1:])) if by else [None]
+            said = [f"{kind + ': ' if kind else ''}{within(rows, {by: kind} if by else {})}" for kind in kinds]
+            what = "perplexity within 1 %" if "perplexity" in rows[0] else "a mean cosine of 0.99 or more"
+            parts += [plain(model, rows, labels), f"Smallest k with {what}: {'; '.join(said)}."]
+            panels.append(_panel(model, rows, x, by, kinds))
+        return [*parts, plot(docs / f"fidelity-{name}.svg", panels)]
+
+    return body
+
+
+def _panel(model: str, rows: Sequence[Row], x: str, by: str | None, kinds: Sequence[str | None]) -> dict[str, Any]:
+    y = "perplexity" if "perplexity" in rows[0] else "cosine"
+    lines = {
+        kind or y: [(row["k"], row[y]) for row in rows if by is None or row[by] in (kind, rows[0][by])]
+        for kind in kinds
+    }
+    level = rows[0][y]
+    limit = (0.98 * level, 2 * level) if y == "perplexity" else None
+    return {"title": model, "x": x, "y": y, "lines": lines, "level": level, "limit": limit}
+
+
+def activity(section: Mapping[str, Any], docs: Path) -> list[str]:
+    """Return how many neurons are at work, a line per part of a model."""
+    del docs
+    parts: dict[tuple[str, str], list[Row]] = {}
+    for row in section["rows"]:
+        parts.setdefault((row["model"], row["part"]), []).append(row)
+    lines = []
+    for (model, part), rows in parts.items():
+        shares = [_range([row["largest"][x]["median"] for row in rows]) for x in rows[0]["largest"]]
+        positive = [f"{100 * f(row['positive'] for row in rows):.0f} %" for f in (min, max)]
+        lines.append([model if len({m for m, _ in parts}) == len(parts) else f"{model}, {part}", str(len(rows)),
+                      str(rows[0]["tokens"]), " to ".join(positive),
+                      _range([row["nonzero"]["median"] for row in rows]), *shares])  # fmt: skip
+    heads = [
+        "model",
+        "blocks",
+        "tokens",
+        "positive",
+        "not zero",
+        *(f"{100 * float(s):g} %" for s in rows[0]["largest"]),
+    ]
+    text = (
+        "`graft show MODEL --inputs F.npz` measures it for every block. From the block with the fewest to the block "
+        "with the most: the share of neurons that are positive; how many are not zero; how many of the largest hold "
+        "99 % and 99.9 % of the sum of squares of a token (medians over tokens). With ReLU the neurons that are not "
+        "zero are the k that loses nothing; GELU and SiLU leave none at zero, and the last columns say where to begin."
+    )
+    return [text, table(heads, lines)]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{min(numbers)} to {max(numbers)}"
+
+
+def combiner(section: Mapping[str, Any], docs: Path) -> list[str]:
+    """Return all layers at once, a table per model."""
+    del docs
+    text = (
+        "Combiner in all layers at once. Form *paper* pools by the maximum and gives a region the logit of one key; "
+        "*counted* adds the logarithm of its number of tokens; *mean* pools by the mean (the rule's default). At "
+        "512 tokens the default span is 32 for `fixed` and 22, the side of a square, for `axial`; `logsparse` has none."
+    )
+    parts = [text, about(section)]
+    for model, rows in by_model(section["rows"]).items():
+        parts.append(plain(model, rows, ["variant", "span", "form"]))
+    return parts
+
+
+def by_layer(section: Mapping[str, Any], docs: Path) -> list[str]:
+    """Return one layer at a time: a table and a panel per model."""
+    parts, panels = ["`fixed`, spans of 32 of 512 tokens, in one layer, all others dense.", about(section)], []
+    for model, rows in by_model(section["rows"]).items():
+        names = scores(rows[0], ["layer", "form"])
+        forms = list(dict.fromkeys(row["form"] for row in rows))
+        cells = {(row["layer"], row["form"]): row for row in rows}
+        layers = sorted({row["layer"] for row in rows})
+        heads = ["layer", *(f"{name}, {form}" for form in forms for name in names)]
+        lines = [[str(n), *(number(x, cells[n, form][x]) for form in forms for x in names)] for n in layers]
+        parts.append(f"**{model}**\n\n{table(heads, lines)}")
+        y = names[0]
+        made = {form: [(n, cells[n, form][y]) for n in layers] for form in forms}
+        panels.append({"title": model, "x": "layer", "y": y, "lines": made, "logarithmic": False})
+    return [*parts, plot(docs / "fidelity-combiner.svg", panels)]
+
+
+def zero_shot(section: Mapping[str, Any], docs: Path) -> list[str]:
+    """Return the table of synthetic sequences."""
+    del docs
+    text = (
+        "Relative error of the output of one attention (8 heads of width 64, 512 tokens, spans of 32, every query sees "
+        "every key) on random sequences whose neighbouring tokens are correlated, mean of four draws. The tests hold "
+        "these numbers to 10 %."
+    )
+    heads = list(section["rows"][0])
+    return [text, table(heads, [[f"{row[x]:.2f}" for x in heads] for row in section["rows"]])]
+
+
+def encoders(section: Mapping[str, Any], docs: Path) -> list[str]:
+    """Return how near a decomposed encoder is, by K and positions."""
+    rows = section["rows"]
+    names = scores(rows[0], ["layers", "positions"])
+    lines = {p: {row["layers"]: row for row in rows if row["positions"] == p} for p in ("keep", "restart")}
+    made = [
+        {"title": name, "x": "K", "y": name, "logarithmic": False,
+         "lines": {p: [(k, row[name]) for k, row in found.items()] for p, found in lines.items()}}
+        for name in names
+    ]  # fmt: skip
+    told = plain("K layers apart, by positions of the paragraph", rows, ["layers", "positions"])
+    return [about(section), told, plot(docs / "fidelity-encoders.svg", made)]
+
+
+SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any], Path], list[str]]]] = {
+    "feed-forward": ("Top-k feed-forward", sweep("feed-forward", "neurons per token", "select_by")),
+    "activity": ("Which k to begin with", activity),
+    "attention": ("Top-k attention", sweep("attention", "keys per query", None)),
+    "combiner": ("Combiner, all layers", combiner),
+    "combiner-by-layer": ("Combiner, layer by layer", by_layer),
+    "zero-shot": ("Combiner on sequences made up", zero_shot),
+    "encoders": ("Decomposed encoders", encoders),
+}

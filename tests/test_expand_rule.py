@@ -1,0 +1,122 @@
+"""The rule ``expand-query``: what it takes keeps its numbers, the rest it declines with a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from compare import BACKENDS, session
+from exports import SIZES, exported, folder
+from families import SWEEP, Case
+from spellings import SPELLINGS, Spelling
+from test_families import attempt, inputs, largest
+from test_spellings import check_numbers
+
+import rewriter
+from rewriter.errors import GraftError
+
+FORCED = "expand-query:force=yes"
+REASONS = (
+    "turned by their position",
+    "normed after their projection",
+    "joined with past ones",
+    "cannot be followed to one product of hidden states with constant weights",
+    "projections of different tensors",
+    "softmax does not cancel it",
+    "cannot be brought to [b t m]",
+    "probabilities are also read by",
+)
+ROWS = [row for row in SPELLINGS if row.runs and row.proves and not row.declines and not row.may_decline and row.sites]
+
+
+@pytest.mark.parametrize("spelling", ROWS[::3], ids=lambda spelling: spelling.id)
+def test_spelling(spelling: Spelling, tmp_path: Path) -> None:
+    original, expanded = tmp_path / "original.onnx", tmp_path / "expanded.onnx"
+    onnx.save(spelling.build(), original)
+    report = rewriter.apply(original, (FORCED,), output=expanded)
+    if report.rewritten:
+        check_numbers(spelling, original, [expanded])
+        return
+    assert report.declined
+    for row in report.declined:
+        assert any(said in row.reason for said in REASONS), row.reason
+
+
+TAKES = (
+    "no-scale", "cross", "value-narrower-cross", "gqa-expand", "gqa-tile", "packed-interleaved", "packed-split-squeeze",
+    "packed-gather", "rank-3-folded", "proved-causal-where-lowest", "t5-bias", "alibi",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("id", TAKES)
+def test_takes(id: str, tmp_path: Path) -> None:
+    onnx.save(written(id), tmp_path / "original.onnx")
+    report = rewriter.apply(tmp_path / "original.onnx", (FORCED,))
+    assert report.rewritten == 1
+    assert report.verify is not None
+    assert report.verify.rewrite.passed
+
+
+REFUSES = {
+    "rotary-halves": "turned by their position",
+    "qk-norm-rms": "normed after their projection",
+    "past": "joined with past ones",
+    "softcap": "softmax does not cancel it",
+}
+
+
+@pytest.mark.parametrize("id", REFUSES)
+def test_refuses(id: str, tmp_path: Path) -> None:
+    onnx.save(written(id), tmp_path / "original.onnx")
+    report = rewriter.apply(tmp_path / "original.onnx", (FORCED,), verify=False)
+    assert report.rewritten == 0
+    assert [row.reason for row in report.declined if REFUSES[id] in row.reason], report.declined
+
+
+def written(id: str) -> onnx.ModelProto:
+    return next(row for row in SPELLINGS if row.id == id).build()
+
+
+def test_what_would_grow_is_declined_unless_forced(tmp_path: Path) -> None:
+    """One key head of 8 channels and one of values: 16 numbers for each token, against hidden states of 20."""
+    onnx.save(written("mqa-broadcast"), tmp_path / "original.onnx")
+    report = rewriter.apply(tmp_path / "original.onnx", ("expand-query",), verify=False)
+    assert report.rewritten == 0
+    assert "16 numbers for each token and hidden states are 20" in report.declined[0].reason
+    assert rewriter.apply(tmp_path / "original.onnx", (FORCED,)).rewritten == 1
+
+
+def test_force_is_yes_or_no() -> None:
+    with pytest.raises(GraftError, match="option force of rule expand-query must be one of no, yes"):
+        rewriter.rules()["expand-query"].bound({"force": "1"})
+
+
+WHOLE = ("t5", "bart", "whisper")
+CASES = [
+    next(case for case in SWEEP if case.family.name == name and case.exporter.name == exporter)
+    for name in WHOLE
+    for exporter in ("torchscript", "dynamo")
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_whole_models(case: Case, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """Every attention of an encoder-decoder: six of them, outputs within 1e-5."""
+    pytest.importorskip("torch", reason="exporting families needs the extra `torch`")
+    pytest.importorskip("transformers", reason="exporting families needs transformers")
+    file = exported(case, folder(tmp_path_factory.mktemp("families")))
+    assert file.error is None
+    report = rewriter.apply(file.path, ("expand-query",), output=tmp_path / "expanded.onnx", verify=False)
+    assert report.rewritten == 6, report.declined
+    original, ran = session(file.path, library=False), 0
+    for library in BACKENDS.values():
+        ours = session(tmp_path / "expanded.onnx", library)
+        assert [one.name for one in ours.get_inputs()] == [one.name for one in original.get_inputs()]
+        for sizes, pad in SIZES:
+            given = inputs(original, file.args, sizes, pad)
+            truth = attempt(original, given)
+            if not isinstance(truth, str):
+                ran += 1
+                assert largest(truth, ours.run(None, given)) <= 1e-5
+    assert ran

@@ -185,9 +185,8 @@ def measured(found: Tensor, right: Tensor) -> dict[str, float]:
 
 def tell(rows: Mapping[str, Mapping[str, float]]) -> float | None:
     """Print the figures, and return how much of the agreement that was lost is back; None if none was."""
-    print(
-        f"\n{'one of ' + str(CANDIDATES) + ' passages':18}{'right':>8}{'as teacher':>12}{'decisions':>11}{'scores rel L2':>15}"
-    )
+    head = f"one of {CANDIDATES} passages"
+    print(f"\n{head:18}{'right':>8}{'as teacher':>12}{'decisions':>11}{'scores rel L2':>15}")
     for name, row in rows.items():
         print(f"{name:18}{row['right']:8.1%}{row['agreement']:12.1%}{row['decisions']:11.1%}{row['rel_l2']:15.3f}")
     lost, left = (1 - rows[name]["agreement"] for name in ("decomposed", "distilled"))

@@ -92,7 +92,7 @@ def feed_forward(lab: Lab) -> Iterator[Row]:
     for kind, selections in SELECTIONS.items():
         some = [k for k in (64, 128, 256, 512, 768, 1024) if k < NEURONS[kind]]
         some = some[1::2] if lab.setup.quick else some
-        settings: list[Any] = [({"k": NEURONS[kind], "select_by": "all"}, None, None)]
+        settings: list[Any] = [({"k": NEURONS[kind], "select_by": "–"}, None, None)]
         settings += [
             ({"k": k, "select_by": by}, f"topk-feed-forward:k={k},select_by={by}", None)
             for by in selections

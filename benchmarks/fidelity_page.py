@@ -178,24 +178,18 @@ def activity(section: Mapping[str, Any], docs: Path) -> list[str]:
         parts.setdefault((row["model"], row["part"]), []).append(row)
     lines = []
     for (model, part), rows in parts.items():
+        name = model if part == "model" else f"{model}, {part}"
         shares = [_range([row["largest"][x]["median"] for row in rows]) for x in rows[0]["largest"]]
-        positive = [f"{100 * f(row['positive'] for row in rows):.0f} %" for f in (min, max)]
-        lines.append([model if len({m for m, _ in parts}) == len(parts) else f"{model}, {part}", str(len(rows)),
-                      str(rows[0]["tokens"]), " to ".join(positive),
-                      _range([row["nonzero"]["median"] for row in rows]), *shares])  # fmt: skip
-    heads = [
-        "model",
-        "blocks",
-        "tokens",
-        "positive",
-        "not zero",
-        *(f"{100 * float(s):g} %" for s in rows[0]["largest"]),
-    ]
+        positive = [round(100 * row["positive"]) for row in rows if row["positive"] is not None]
+        told = [_range(positive) + " %" if positive else "–", _range([row["nonzero"]["median"] for row in rows])]
+        lines.append([name, str(len(rows)), str(rows[0]["tokens"]), *told, *shares])
+    of = [f"{100 * float(share):g} %" for share in section["rows"][0]["largest"]]
+    heads = ["model", "blocks", "tokens", "positive", "not zero", *of]
     text = (
         "`graft show MODEL --inputs F.npz` measures it for every block. From the block with the fewest to the block "
         "with the most: the share of neurons that are positive; how many are not zero; how many of the largest hold "
         "99 % and 99.9 % of the sum of squares of a token (medians over tokens). With ReLU the neurons that are not "
-        "zero are the k that loses nothing; GELU and SiLU leave none at zero, and the last columns say where to begin."
+        "zero are the k that loses nothing; GELU and SiLU leave hardly any at zero: begin with the last columns."
     )
     return [text, table(heads, lines)]
 
@@ -223,15 +217,17 @@ def by_layer(section: Mapping[str, Any], docs: Path) -> list[str]:
     parts, panels = ["`fixed`, spans of 32 of 512 tokens, in one layer, all others dense."], []
     for model, rows in by_model(section["rows"]).items():
         names = scores(rows[0], ["layer", "form"])
-        forms = list(dict.fromkeys(row["form"] for row in rows))
-        cells = {(row["layer"], row["form"]): row for row in rows}
-        layers = sorted({row["layer"] for row in rows})
+        dense, *rest = rows
+        forms = list(dict.fromkeys(row["form"] for row in rest))
+        cells = {(row["layer"], row["form"]): row for row in rest}
+        layers = sorted({row["layer"] for row in rest})
         heads = ["layer", *(f"{name}, {form}" for form in forms for name in names)]
-        lines = [[str(n), *(number(x, cells[n, form][x]) for form in forms for x in names)] for n in layers]
+        lines = [["none", *(number(x, dense[x]) for _ in forms for x in names)]]
+        lines += [[str(n), *(number(x, cells[n, form][x]) for form in forms for x in names)] for n in layers]
         parts.append(f"**{model}**\n\n{table(heads, lines)}")
         y = names[0]
         made = {form: [(n, cells[n, form][y]) for n in layers] for form in forms}
-        panels.append({"title": model, "x": "layer", "y": y, "lines": made, "logarithmic": False})
+        panels.append({"title": model, "x": "layer", "y": y, "lines": made, "level": dense[y], "logarithmic": False})
     return [*parts, plot(docs / "fidelity-combiner.svg", panels)]
 
 

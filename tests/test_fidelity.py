@@ -67,7 +67,7 @@ def test_measuring(tmp_path: Path) -> None:
     assert len(blocks) == 6
     assert all(0 < row["largest"]["0.99"]["most"] < 1536 for row in blocks)
     apart = list(encoders(lab))
-    assert [row["layers"] for row in apart] == [0, 2, 2, 4, 4]
+    assert [row["layers"] for row in apart] == [0, 3, 3]
     assert all(0.3 < row["question"] < 1 for row in apart)
 
 

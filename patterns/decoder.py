@@ -21,7 +21,7 @@ from rewriter.errors import GraftError
 from rewriter.hosts.base import Graphs
 from rewriter.plan import Plan
 from rewriter.reading import Kept, Reading, State
-from runtime_ops.dims import Dim, Sym
+from runtime_ops.dims import Dim, Sym, product
 from runtime_ops.words import Expr, const, dim, make, symbol
 
 
@@ -127,7 +127,7 @@ def _own(graphs: Graphs, step: AttentionSite, layer: Layer) -> _Found:
         outputs={given: hidden},
         dropped=[*cache.past, *(str(x) for x in cache.presents)],
         lengths={
-            name: _shape(past, t, like)
+            name: _shape(dim(past, 0), t, like)
             for x, y, like in zip((cache.past_k.value, cache.past_v.value), joined, (step.k, step.v), strict=True)
             for one, t in ((x, dim(past, 1)), (y, whole))
             for name in _called(graphs, one)
@@ -154,7 +154,7 @@ def _cross(graphs: Graphs, step: AttentionSite, layer: Layer) -> _Found:
         inputs={} if own is not None else {layer.source: hidden},
         dropped=[*names, *(name for name in again if name not in names)],
         lengths={
-            name: _shape(hidden, dim(hidden, 1), like)
+            name: _shape(_rows(graphs, step) or dim(hidden, 0), dim(hidden, 1), like)
             for x, like in zip(given, (step.k, step.v), strict=True)
             for name in _called(graphs, x)
         },
@@ -186,11 +186,21 @@ def _lengths(past: Operand) -> tuple[Dim, Dim]:
     return shape[letters["b"]], shape[letters["t"]]
 
 
-def _shape(hidden: Expr, t: Expr, operand: Operand) -> Expr:
+def _rows(graphs: Graphs, step: AttentionSite) -> Expr | None:
+    """Return how many rows are decoded, told by token ids; sentences may be fewer, where beams share them."""
+    rows = product(a.size for a in step.frame["b"])
+    ids = (
+        x for x in graphs.inputs() if x.shape and x.shape[0] == rows and x.dtype is not None and x.dtype.kind in "iu"
+    )
+    found = next(ids, None)
+    return None if found is None else dim(found, 0)
+
+
+def _shape(rows: Expr, t: Expr, like: Operand) -> Expr:
     """Return the shape of keys or values [b g t d] that hidden states [b t m] take the place of."""
-    widths = [a.size for letter in ("h", "de") for axis in operand.axes for a in axis if a.letter in letter]
+    widths = [a.size for letter in ("h", "de") for axis in like.axes for a in axis if a.letter in letter]
     heads, width = (const([int(w)]) for w in widths)  # type: ignore[arg-type]
-    return make("concat", dim(hidden, 0), heads, t, width, axis=0)
+    return make("concat", rows, heads, t, width, axis=0)
 
 
 def _hidden(name: str) -> str:

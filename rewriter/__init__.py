@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewriter.catalogue import ops, rules
     from rewriter.compare import verify
+    from rewriter.decoders import expand
     from rewriter.distilling import distill
     from rewriter.export import to_onnx
     from rewriter.look import show, why
@@ -26,6 +27,7 @@ _HOME = {
     "why": "look",
     "apply": "recipe",
     "split": "splitting",
+    "expand": "decoders",
     "distill": "distilling",
     "verify": "compare",
     "bench": "timing",
@@ -34,7 +36,7 @@ _HOME = {
     "ops": "catalogue",
 }
 
-__all__ = ["apply", "bench", "distill", "ops", "rules", "show", "split", "to_onnx", "verify", "why"]
+__all__ = ["apply", "bench", "distill", "expand", "ops", "rules", "show", "split", "to_onnx", "verify", "why"]
 
 
 def __getattr__(name: str) -> Any:

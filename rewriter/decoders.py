@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from rewriter import files, registry, stepping
 from rewriter.compare import TOLERANCE
-from rewriter.errors import VerificationError
+from rewriter.errors import GraftError, VerificationError
 from rewriter.inputs import Signature
 from rewriter.onnx_host import OnnxHost
-from rewriter.reading import Kept
+from rewriter.reading import Kept, State
 from rewriter.report import ExpandReport, Signatures
 
 MANIFEST = "manifest.json"
@@ -66,10 +66,25 @@ def expand(decoder: PathLike, with_past: PathLike, output: PathLike, verify: boo
     )  # fmt: skip
 
 
+def states(folder: PathLike) -> Kept:
+    """Return what the decoder in a folder that ``expand`` wrote keeps, and what it kept before.
+
+    Raises:
+        GraftError: the folder has no manifest that can be read.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        old, new = ([State(**state) for state in facts["kept"][which]] for which in ("old", "new"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GraftError(f"{path}: is no manifest of an expanded decoder") from error
+    return Kept(old=old, new=new)
+
+
 def _describe(folder: Path, names: Sequence[str], kept: Kept, old: Signatures, new: Signatures) -> None:
     """Write what whoever runs the files must know."""
-    states = [asdict(state) for state in kept.new]
-    facts = {"format": _FORMAT, "files": names, "kept": states, "old": asdict(old), "new": asdict(new)}
+    signatures = {"old": asdict(old), "new": asdict(new)}
+    facts = {"format": _FORMAT, "files": names, "kept": asdict(kept), "signatures": signatures}
     (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ from rewriter.report import (
     CacheReport,
     DeclineRow,
     DistillReport,
+    ExpandReport,
     OutputError,
     Report,
     ShowReport,
@@ -236,6 +237,23 @@ def _cache(report: CacheReport) -> Iterable[RenderableType]:
     )
 
 
+def _expand(report: ExpandReport) -> Iterable[RenderableType]:
+    proof = "" if report.error is None else f"; over several steps outputs are at most {_error(report.error)} apart"
+    yield f"{report.decoder}, {report.with_past}: {counted(report.attentions, 'attention')} expanded{proof}"
+    both = (
+        (report.decoder, report.old.first, report.new.first),
+        (report.with_past, report.old.later, report.new.later),
+    )
+    for file, old, new in both:
+        rows = [
+            (part, name, before[part].get(name, "-"), now[part].get(name, "-"))
+            for part in ("inputs", "outputs")
+            for name in dict.fromkeys((*before[part], *now[part]))
+        ]
+        yield table((file, "name", "before", "now"), rows)
+    yield table(("file", ">bytes"), ((f"{report.output}/{name}", f"{n:,}") for name, n in report.files.items()))
+
+
 def _distill(report: DistillReport) -> Iterable[RenderableType]:
     rows = ((when, *map(_error, report.losses[n].values())) for when, n in (("first", 0), ("last", -1)))
     yield table((f"{report.teacher}, {counted(report.steps, 'step')}", *(f">{n}" for n in report.losses[0])), rows)
@@ -248,6 +266,7 @@ FORMS: Mapping[type[Report], Callable[[Any], Iterable[RenderableType]]] = {
     SplitReport: _split,
     CacheReport: _cache,
     DistillReport: _distill,
+    ExpandReport: _expand,
     VerifyReport: _verify,
     BenchReport: _bench,
     DoctorReport: _doctor,

@@ -46,6 +46,10 @@ class Decoder:
         self.state.update({state.past: out.pop(state.later) for state in self.kept if state.later is not None})
         return out
 
+    def spread(self, beams: int) -> None:
+        """Give every row of the state to so many beams, side by side."""
+        self.state = {name: np.repeat(x, beams, axis=0) for name, x in self.state.items()}
+
     def reorder(self, beams: np.ndarray) -> None:
         """Let each row go on from another one's state, as beam search does."""
         self.state.update({s.past: self.state[s.past][beams] for s in self.kept if s.later is not None})
@@ -57,20 +61,28 @@ class Decoder:
 
 
 def distance(old: Sequence[PathLike], new: Sequence[PathLike], kept: Kept, signature: Signature) -> float:
-    """Return the largest relative L2 error of an output while both decoders go through the same tokens.
+    """Return the largest relative L2 error of an output while both go through the same tokens, also with two beams.
 
     Raises:
         GraftError: the original does not run on inputs that are made up for it.
     """
     one, two = Decoder(old, kept.old, ours=False), Decoder(new, kept.new)
     feeds = _runnable(one, signature)
-    errors = [_error(one.begin(feeds), two.begin(feeds))]
     ids = next((i.name for i in signature.inputs if i.vocabulary is not None and i.name in one.wanted), None)
     if ids is None:
         raise GraftError("the file with past has no input for token ids that the file without past has too")
+    return max(_apart(one, two, feeds, ids, beams) for beams in (1, 2))
+
+
+def _apart(one: Decoder, two: Decoder, feeds: Feeds, ids: str, beams: int) -> float:
+    errors = [_error(one.begin(feeds), two.begin(feeds))]
+    for decoder in (one, two):
+        decoder.spread(beams)
+    # hidden states are shared by the beams of a sentence, everything else has a row for each
+    later = {name: x if x.dtype.kind == "f" else np.repeat(x, beams, axis=0) for name, x in feeds.items()}
     for count in range(_STEPS):
-        feeds = {**feeds, ids: np.roll(feeds[ids], count + 1, axis=1)[:, :1]}
-        errors.append(_error(one.step(feeds), two.step(feeds)))
+        step = {**later, ids: np.roll(later[ids], (count + 1, count), axis=(1, 0))[:, :1]}
+        errors.append(_error(one.step(step), two.step(step)))
     return max(errors)
 
 

@@ -16,10 +16,12 @@ from rewriter.report import (
     Count,
     DeclineRow,
     DistillReport,
+    ExpandReport,
     OutputError,
     Refusal,
     Report,
     ShowReport,
+    Signatures,
     SiteError,
     SiteRow,
     SplitReport,
@@ -121,6 +123,22 @@ SPLIT = SplitReport(
     bytes_per_token=3072,
 )
 CACHE = CacheReport(store="passages", kind="int8", passages=10_000, new=9_000, kept=10_000, bytes=493_000_000)
+EXPAND = ExpandReport(
+    decoder="decoder_model.onnx",
+    with_past="decoder_with_past_model.onnx",
+    output="expanded",
+    attentions=4,
+    old=Signatures(
+        first={"inputs": {"input_ids": "int64[b, s]"}, "outputs": {"present.0.decoder.key": "float[b, 4, s, 16]"}},
+        later={"inputs": {"past_key_values.0.decoder.key": "float[b, 4, p, 16]"}, "outputs": {}},
+    ),
+    new=Signatures(
+        first={"inputs": {"input_ids": "int64[b, s]"}, "outputs": {"present.0.decoder.hidden": "float[b, s, 64]"}},
+        later={"inputs": {"past_key_values.0.decoder.hidden": "float[b, p, 64]"}, "outputs": {}},
+    ),
+    files={"decoder_model.onnx": 622_091},
+    error=9.2e-7,
+)
 DISTILL = DistillReport(
     teacher="exported program", steps=2, losses=[{"kd": 0.13, "lrs": 0.037}, {"kd": 0.011, "lrs": 0.019}]
 )
@@ -145,4 +163,4 @@ DOCTOR = DoctorReport(
         Check(name="kernel library", passed=False, found="ABI 9, not 1", advice="reinstall attn-graft"),
     ],
 )
-REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DISTILL, DOCTOR)
+REPORTS: tuple[Report, ...] = (SHOW, WHY, APPLY, VERIFY, BENCH, SPLIT, CACHE, DISTILL, EXPAND, DOCTOR)

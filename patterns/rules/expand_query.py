@@ -108,6 +108,17 @@ def _per_row(q: Expr | None, hidden: Expr) -> Expr | None:
     return make("expand", q, make("concat", dim(hidden, 0), make("dim", q, start=1), axis=0))
 
 
+def _warns(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
+    """Say what it costs: sums run over the width of hidden states instead of a head's."""
+    width, m = site.head_width, memory.read(site, "k").width
+    if not isinstance(width, int) or not isinstance(m, int) or m <= width:
+        return None
+    return (
+        f"scores and results are sums over hidden states of {m} numbers instead of a head's {width}: {m / width:.3g} "
+        "times the arithmetic; it pays where a decoder reads what it keeps over and over, not on whole sequences"
+    )
+
+
 RULE = Rule(
     name="expand-query",
     summary="Expands queries to the hidden states' width, so that these are kept and no keys and values; same values.",
@@ -120,5 +131,6 @@ RULE = Rule(
         ),
     },
     why_not=_why_not,
+    warns=_warns,
     plan=_plan,
 )  # fmt: skip

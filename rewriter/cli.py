@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rewriter import console
+from rewriter import cli_folders, console
 from rewriter.errors import BAD_INPUT, DONE, FAILED, GraftError
 from rewriter.options import (
     A,
@@ -19,24 +19,16 @@ from rewriter.options import (
     Dims,
     DryRun,
     Expect,
-    Folder,
     Inputs,
-    Int8,
     Json,
-    Layers,
     Measured,
     Model,
     NoVerify,
     OpName,
     Output,
-    Passages,
-    Positions,
-    QuestionLength,
     RuleName,
     Rules,
     Sites,
-    SplitFolder,
-    StorePath,
     Strict,
     Threads,
     Tolerance,
@@ -163,41 +155,8 @@ def apply(
     return DONE
 
 
-@app.command(short_help="Split an encoder, to encode passages ahead.")
-def split(
-    model: Model,
-    layers: Layers,
-    question_length: QuestionLength,
-    output: Folder,
-    positions: Positions = "keep",
-    json: Json = False,
-) -> int:
-    """Write question.onnx, passage.onnx and joint.onnx, which share one file of weights, and manifest.json.
-
-    \b
-    Examples:
-      graft split model.onnx --layers 9 --question-length 27 -o split
-    """
-    import rewriter
-
-    console.emit(rewriter.split(model, layers, question_length, output, positions=positions), as_json=json)
-    return DONE
-
-
-@app.command(short_help="Encode passages into a store.")
-def cache(folder: SplitFolder, passages: Passages, store: StorePath, int8: Int8 = False, json: Json = False) -> int:
-    """Encode the passages of a file with a split encoder, and keep what they give; a run can be resumed.
-
-    \b
-    Examples:
-      graft cache split passages.jsonl --store passages.store
-    """
-    from rewriter import decomposed
-
-    with console.progress() as bar:
-        report = decomposed.cache(folder, passages, store, "int8" if int8 else "float16", bar)
-    console.emit(report, as_json=json)
-    return DONE
+for _command, _help in cli_folders.COMMANDS.items():
+    app.command(short_help=_help)(_command)
 
 
 @app.command(short_help="Compare the outputs of two models.")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import onnx_ir as ir
+from typing import Any
 
 from rewriter import files, registry, stepping
 from rewriter.compare import TOLERANCE
 from rewriter.errors import GraftError, VerificationError
+from rewriter.hosts import onnx_signature
 from rewriter.inputs import Signature
 from rewriter.onnx_host import OnnxHost
 from rewriter.reading import Kept, State
@@ -88,18 +88,9 @@ def _describe(folder: Path, names: Sequence[str], kept: Kept, old: Signatures, n
     (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _signatures(models: Sequence[ir.Model]) -> Signatures:
-    first, later = ({"inputs": _named(m.graph.inputs), "outputs": _named(m.graph.outputs)} for m in models)
+def _signatures(models: Sequence[Any]) -> Signatures:
+    first, later = map(onnx_signature.signature, models)
     return Signatures(first=first, later=later)
-
-
-def _named(values: Iterable[ir.Value]) -> dict[str, str]:
-    return {str(value.name): _axes(value) for value in values}
-
-
-def _axes(value: ir.Value) -> str:
-    kind = "?" if value.dtype is None else str(value.dtype).lower()
-    return kind if value.shape is None else f"{kind}[{', '.join('?' if d is None else str(d) for d in value.shape)}]"
 
 
 def _verified(old: Sequence[PathLike], new: Sequence[PathLike], kept: Kept, signature: Signature) -> float:

@@ -240,16 +240,13 @@ def _cache(report: CacheReport) -> Iterable[RenderableType]:
 def _expand(report: ExpandReport) -> Iterable[RenderableType]:
     proof = "" if report.error is None else f"; over several steps outputs are at most {_error(report.error)} apart"
     yield f"{report.decoder}, {report.with_past}: {counted(report.attentions, 'attention')} expanded{proof}"
-    both = (
-        (report.decoder, report.old.first, report.new.first),
-        (report.with_past, report.old.later, report.new.later),
-    )
-    for file, old, new in both:
-        rows = [
-            (part, name, before[part].get(name, "-"), now[part].get(name, "-"))
+    first, later = (report.old.first, report.new.first), (report.old.later, report.new.later)
+    for file, (old, new) in ((report.decoder, first), (report.with_past, later)):
+        rows = (
+            (part, name, old[part].get(name, "-"), new[part].get(name, "-"))
             for part in ("inputs", "outputs")
-            for name in dict.fromkeys((*before[part], *now[part]))
-        ]
+            for name in dict.fromkeys((*old[part], *new[part]))
+        )
         yield table((file, "name", "before", "now"), rows)
     yield table(("file", ">bytes"), ((f"{report.output}/{name}", f"{n:,}") for name, n in report.files.items()))
 

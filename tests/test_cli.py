@@ -27,7 +27,7 @@ from rewriter import console, render
 from rewriter.cli import app
 from rewriter.tables import UNBOUNDED, Page
 
-COMMANDS = ("show", "why", "apply", "split", "cache", "verify", "bench", "rules", "ops", "doctor")
+COMMANDS = ("show", "why", "apply", "split", "cache", "expand", "verify", "bench", "rules", "ops", "doctor")
 GRAFT = (sys.executable, "-m", "rewriter")
 Graft = Callable[..., tuple[int, str, str]]
 

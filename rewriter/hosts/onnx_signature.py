@@ -13,6 +13,17 @@ from runtime_ops.to_onnx import Writer
 from runtime_ops.words import Expr
 
 
+def signature(model: ir.Model) -> dict[str, dict[str, str]]:
+    """Return the inputs and outputs of a model by name, each with its element type and axes."""
+    both = {"inputs": model.graph.inputs, "outputs": model.graph.outputs}
+    return {part: {str(value.name): _axes(value) for value in values} for part, values in both.items()}
+
+
+def _axes(value: ir.Value) -> str:
+    kind = "?" if value.dtype is None else str(value.dtype).lower()
+    return kind if value.shape is None else f"{kind}[{', '.join('?' if d is None else str(d) for d in value.shape)}]"
+
+
 def add_inputs(graph: ir.Graph, plans: Iterable[Plan]) -> Iterator[tuple[str, ir.Value]]:
     """Add the inputs that plans ask for, once each, and yield them by name."""
     for plan in plans:

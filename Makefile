@@ -11,7 +11,7 @@ WORKERS ?= 2
 BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints-ci.txt $(shell find runtime_ops/native -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench sanitize sweep docs clean
+.PHONY: help demo test lint format bench sanitize aarch sweep docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: $(VENV)/test.stamp ## kernels beside ONNX Runtime's own: time and peak me
 
 sanitize: $(VENV)/test.stamp ## the kernels' tests under address, undefined-behaviour and thread sanitizers
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash runtime_ops/native/sanitize.sh
+
+aarch: $(VENV)/test.stamp ## the kernels' samples on an emulated AArch64; needs a cross compiler and qemu-user
+	PYTHON="$(CURDIR)/$(BIN)/python" bash runtime_ops/native/aarch64.sh
 
 sweep: $(VENV)/test.stamp ## the slow tests too, with many more generated cases
 	GRAFT_SWEEP=1 $(BIN)/python -m pytest -n $(WORKERS)

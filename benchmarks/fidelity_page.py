@@ -17,7 +17,7 @@ PERCENT = ("found", "same", "titles", "place", "positive")
 
 def write(results: Mapping[str, Any], docs: Path) -> None:
     """Write the page and the plots of what was measured."""
-    parts = ["# Fidelity", MARK, INTRO, _settings(results)]
+    parts = ["# Fidelity", MARK, INTRO, summary(results), "## Models and texts", _models(results), _settings(results)]
     for name, (title, body) in SECTIONS.items():
         if name in results:
             parts += [f"## {title}", *body(results[name], docs)]
@@ -35,9 +35,10 @@ def _settings(results: Mapping[str, Any]) -> str:
     return "\n\n".join(how if whole else f"{how} Sections: {', '.join(names)}." for how, names in told.items())
 
 
-def about(section: Mapping[str, Any]) -> str:
-    """Return the list of models and samples."""
-    return "\n".join(f"* **{model}**: {text}." for model, text in section["about"].items())
+def _models(results: Mapping[str, Any]) -> str:
+    """Return the list of models, samples and what is measured on them."""
+    told = {model: text for section in results.values() for model, text in section["about"].items()}
+    return "\n".join(f"* **{model}**: {text}." for model, text in told.items())
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -73,22 +74,47 @@ def by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def plain(title: str, rows: Sequence[Row], labels: Sequence[str]) -> str:
     """Return one table with a line per row."""
     names = scores(rows[0], labels)
-    lines = [[*(str(row[x]) for x in labels), *(number(name, row[name]) for name in names)] for row in rows]
+    lines = [[*(_label(row, x) for x in labels), *(number(name, row[name]) for name in names)] for row in rows]
     return f"**{title}**\n\n{table([*labels, *names], lines)}"
 
 
-def within(rows: Sequence[Row], labels: Mapping[str, Any]) -> str:
-    """Return the smallest k at which a model is within one percent of the original, in words."""
+def _label(row: Row, name: str) -> str:
+    return "all" if name == "k" and not row["sites"] else str(row[name])
+
+
+def smallest(rows: Sequence[Row], labels: Mapping[str, Any]) -> int | None:
+    """Return the k from which on a model is within one percent of the original, which is the first row."""
     original, rest = rows[0], [row for row in rows[1:] if all(row[x] == y for x, y in labels.items())]
     good = [row["k"] for row in rest if _near(row, original)]
-    safe = [k for k in good if all(row["k"] < k or _near(row, original) for row in rest)]
-    return f"k = {min(safe)}" if safe else "none of these"
+    return min((k for k in good if all(row["k"] < k or _near(row, original) for row in rest)), default=None)
 
 
 def _near(row: Row, original: Row) -> bool:
     if "perplexity" in row:
         return bool(row["perplexity"] <= 1.01 * original["perplexity"])
     return bool(row["cosine"] >= 0.99)
+
+
+def _said(rows: Sequence[Row], labels: Mapping[str, Any]) -> str:
+    k = smallest(rows, labels)
+    return "none of these" if k is None else f"k = {k}"
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """Return what is enough for each model, in one table."""
+    lines: list[list[str]] = []
+    models: list[str] = []
+    for name, by in (("feed-forward", "select_by"), ("attention", None)):
+        found = by_model(results.get(name, {"rows": []})["rows"])
+        models, line = models or list(found), [f"top-k {name}"]
+        for rows in found.values():
+            kinds = list(dict.fromkeys(row[by] for row in rows[1:])) if by else [None]
+            ks = {kind: k for kind in kinds if (k := smallest(rows, {by: kind} if by else {})) is not None}
+            best = min(ks, key=lambda kind: ks[kind], default=None)
+            line.append("–" if not ks else f"{ks[best]} of {rows[0]['k']}" + (f" ({best})" if best else ""))
+        lines += [line] if found else []
+    text = "Enough for a mean cosine of 0.99, for SmolLM2 for a perplexity within 1 %, of the k that were tried:"
+    return f"{text}\n\n{table(['', *models], lines)}" if lines else ""
 
 
 def plot(path: Path, panels: Sequence[Mapping[str, Any]]) -> str:
@@ -122,11 +148,12 @@ def sweep(name: str, x: str, by: str | None) -> Callable[[Mapping[str, Any], Pat
     """Return the body of a section that sweeps k: a table and a panel per model."""
 
     def body(section: Mapping[str, Any], docs: Path) -> list[str]:
-        parts, panels = [about(section)], []
+        parts: list[str] = []
+        panels = []
         for model, rows in by_model(section["rows"]).items():
             labels = ["k", *([by] if by else [])]
             kinds = list(dict.fromkeys(row[by] for row in rows[1:])) if by else [None]
-            said = [f"{kind + ': ' if kind else ''}{within(rows, {by: kind} if by else {})}" for kind in kinds]
+            said = [f"{kind + ': ' if kind else ''}{_said(rows, {by: kind} if by else {})}" for kind in kinds]
             what = "perplexity within 1 %" if "perplexity" in rows[0] else "a mean cosine of 0.99 or more"
             parts += [plain(model, rows, labels), f"Smallest k with {what}: {'; '.join(said)}."]
             panels.append(_panel(model, rows, x, by, kinds))
@@ -137,10 +164,7 @@ def sweep(name: str, x: str, by: str | None) -> Callable[[Mapping[str, Any], Pat
 
 def _panel(model: str, rows: Sequence[Row], x: str, by: str | None, kinds: Sequence[str | None]) -> dict[str, Any]:
     y = "perplexity" if "perplexity" in rows[0] else "cosine"
-    lines = {
-        kind or y: [(row["k"], row[y]) for row in rows if by is None or row[by] in (kind, rows[0][by])]
-        for kind in kinds
-    }
+    lines = {kind or y: [(row["k"], row[y]) for row in rows[1:] if by is None or row[by] == kind] for kind in kinds}
     level = rows[0][y]
     limit = (0.98 * level, 2 * level) if y == "perplexity" else None
     return {"title": model, "x": x, "y": y, "lines": lines, "level": level, "limit": limit}
@@ -154,24 +178,18 @@ def activity(section: Mapping[str, Any], docs: Path) -> list[str]:
         parts.setdefault((row["model"], row["part"]), []).append(row)
     lines = []
     for (model, part), rows in parts.items():
+        name = model if part == "model" else f"{model}, {part}"
         shares = [_range([row["largest"][x]["median"] for row in rows]) for x in rows[0]["largest"]]
-        positive = [f"{100 * f(row['positive'] for row in rows):.0f} %" for f in (min, max)]
-        lines.append([model if len({m for m, _ in parts}) == len(parts) else f"{model}, {part}", str(len(rows)),
-                      str(rows[0]["tokens"]), " to ".join(positive),
-                      _range([row["nonzero"]["median"] for row in rows]), *shares])  # fmt: skip
-    heads = [
-        "model",
-        "blocks",
-        "tokens",
-        "positive",
-        "not zero",
-        *(f"{100 * float(s):g} %" for s in rows[0]["largest"]),
-    ]
+        positive = [round(100 * row["positive"]) for row in rows if row["positive"] is not None]
+        told = [_range(positive) + " %" if positive else "–", _range([row["nonzero"]["median"] for row in rows])]
+        lines.append([name, str(len(rows)), str(rows[0]["tokens"]), *told, *shares])
+    of = [f"{100 * float(share):g} %" for share in section["rows"][0]["largest"]]
+    heads = ["model", "blocks", "tokens", "positive", "not zero", *of]
     text = (
         "`graft show MODEL --inputs F.npz` measures it for every block. From the block with the fewest to the block "
         "with the most: the share of neurons that are positive; how many are not zero; how many of the largest hold "
         "99 % and 99.9 % of the sum of squares of a token (medians over tokens). With ReLU the neurons that are not "
-        "zero are the k that loses nothing; GELU and SiLU leave none at zero, and the last columns say where to begin."
+        "zero are the k that loses nothing; GELU and SiLU leave hardly any at zero: begin with the last columns."
     )
     return [text, table(heads, lines)]
 
@@ -188,7 +206,7 @@ def combiner(section: Mapping[str, Any], docs: Path) -> list[str]:
         "*counted* adds the logarithm of its number of tokens; *mean* pools by the mean (the rule's default). At "
         "512 tokens the default span is 32 for `fixed` and 22, the side of a square, for `axial`; `logsparse` has none."
     )
-    parts = [text, about(section)]
+    parts = [text]
     for model, rows in by_model(section["rows"]).items():
         parts.append(plain(model, rows, ["variant", "span", "form"]))
     return parts
@@ -196,18 +214,20 @@ def combiner(section: Mapping[str, Any], docs: Path) -> list[str]:
 
 def by_layer(section: Mapping[str, Any], docs: Path) -> list[str]:
     """Return one layer at a time: a table and a panel per model."""
-    parts, panels = ["`fixed`, spans of 32 of 512 tokens, in one layer, all others dense.", about(section)], []
+    parts, panels = ["`fixed`, spans of 32 of 512 tokens, in one layer, all others dense."], []
     for model, rows in by_model(section["rows"]).items():
         names = scores(rows[0], ["layer", "form"])
-        forms = list(dict.fromkeys(row["form"] for row in rows))
-        cells = {(row["layer"], row["form"]): row for row in rows}
-        layers = sorted({row["layer"] for row in rows})
+        dense, *rest = rows
+        forms = list(dict.fromkeys(row["form"] for row in rest))
+        cells = {(row["layer"], row["form"]): row for row in rest}
+        layers = sorted({row["layer"] for row in rest})
         heads = ["layer", *(f"{name}, {form}" for form in forms for name in names)]
-        lines = [[str(n), *(number(x, cells[n, form][x]) for form in forms for x in names)] for n in layers]
+        lines = [["none", *(number(x, dense[x]) for _ in forms for x in names)]]
+        lines += [[str(n), *(number(x, cells[n, form][x]) for form in forms for x in names)] for n in layers]
         parts.append(f"**{model}**\n\n{table(heads, lines)}")
         y = names[0]
         made = {form: [(n, cells[n, form][y]) for n in layers] for form in forms}
-        panels.append({"title": model, "x": "layer", "y": y, "lines": made, "logarithmic": False})
+        panels.append({"title": model, "x": "layer", "y": y, "lines": made, "level": dense[y], "logarithmic": False})
     return [*parts, plot(docs / "fidelity-combiner.svg", panels)]
 
 
@@ -234,7 +254,12 @@ def encoders(section: Mapping[str, Any], docs: Path) -> list[str]:
         for name in names
     ]  # fmt: skip
     told = plain("K layers apart, by positions of the paragraph", rows, ["layers", "positions"])
-    return [about(section), told, plot(docs / "fidelity-encoders.svg", made)]
+    text = (
+        "`graft split` without any training. *keep*: the paragraph stands behind the padded question, as in the model; "
+        "*restart*: it starts at position 0, as in the paper. This model was trained on single texts and not on pairs: "
+        "a paragraph by itself at position 0 is what it knows best. `rewriter.distill` gives back what is lost."
+    )
+    return [text, told, plot(docs / "fidelity-encoders.svg", made)]
 
 
 SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any], Path], list[str]]]] = {

@@ -28,6 +28,7 @@ KINDS: Mapping[str, Callable[[Setup], Subject]] = {
 UNGATED, GATED = ("preactivation", "magnitude"), ("contribution", "magnitude", "preactivation")
 SELECTIONS = {"sentences": UNGATED, "titles": GATED, "windows": GATED}
 NEURONS = {"sentences": 1536, "titles": 1024, "windows": 1536}
+TOKENS = {"sentences": 512, "titles": 48, "windows": 512}  # that texts are cut to
 FORMS = {
     "mean, counted": "pooling=mean,region_logit=counted",
     "max, counted": "pooling=max,region_logit=counted",
@@ -92,7 +93,7 @@ def feed_forward(lab: Lab) -> Iterator[Row]:
     for kind, selections in SELECTIONS.items():
         some = [k for k in (64, 128, 256, 512, 768, 1024) if k < NEURONS[kind]]
         some = some[1::2] if lab.setup.quick else some
-        settings: list[Any] = [({"k": NEURONS[kind], "select_by": "all"}, None, None)]
+        settings: list[Any] = [({"k": NEURONS[kind], "select_by": "–"}, None, None)]
         settings += [
             ({"k": k, "select_by": by}, f"topk-feed-forward:k={k},select_by={by}", None)
             for by in selections
@@ -105,7 +106,7 @@ def attention(lab: Lab) -> Iterator[Row]:
     """Keep the k best keys of every query in every attention."""
     some = (8, 32, 128) if lab.setup.quick else (4, 8, 16, 32, 64, 128)
     for kind in SELECTIONS:
-        settings: list[Any] = [({"k": 512}, None, None)]
+        settings: list[Any] = [({"k": TOKENS[kind]}, None, None)]
         settings += [({"k": k}, f"topk-attention:k={k}", None) for k in some]
         yield from lab.rows(kind, settings)
 
@@ -126,7 +127,8 @@ def combiner(lab: Lab) -> Iterator[Row]:
 def combiner_by_layer(lab: Lab) -> Iterator[Row]:
     """Use Combiner in one layer at a time; of many layers in every third."""
     for kind, layers in (("long sentences", range(6)), ("windows", (*range(0, 29, 3), 29))):
-        settings: list[Any] = [
+        settings: list[Any] = [({"layer": "none", "form": "dense"}, None, None)]
+        settings += [
             ({"layer": n, "form": name}, f"combiner-attention:{FORMS[name]}", f"attention.{n}")
             for n in (layers[::4] if lab.setup.quick else layers)
             for name in ("mean, counted", "paper")
@@ -158,7 +160,7 @@ def encoders(lab: Lab) -> Iterator[Row]:
     """Decompose the lower layers of an encoder, on pairs of a question and a paragraph."""
     pairs = Pairs(lab.setup)
     lab.about[pairs.name] = pairs.about
-    some = (2, 4) if lab.setup.quick else range(1, 7)
+    some = (3,) if lab.setup.quick else range(1, 7)
     for layers, positions in [(0, "keep"), *((n, p) for n in some for p in ("keep", "restart"))]:
         row = {"model": pairs.name, "layers": layers, "positions": positions, **pairs.score(layers, positions)}
         tell(str(row))

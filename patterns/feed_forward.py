@@ -28,6 +28,7 @@ def read(graphs: Graphs) -> Iterator[FeedForwardSite | Decline]:
         if site is not None:
             yield site
     yield from near_miss.fused(graphs)
+    yield from near_miss.grouped(graphs, weights)
 
 
 def _block(graphs: Graphs, matmul: Expr, weights: Weights) -> FeedForwardSite | Decline | None:

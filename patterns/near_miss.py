@@ -122,6 +122,30 @@ def experts(graphs: Graphs, product: Expr, weights: Weights) -> Decline | None:
     )
 
 
+def grouped(graphs: Graphs, weights: Weights) -> Iterator[Decline]:
+    """Yield a decline for every convolution over one position, in groups, behind an activation and another like it."""
+    for node in graphs.exprs_of("opaque"):
+        count = _groups(node, weights)
+        if count == 1:
+            continue
+        region = walk(node.args[0], None, weights)
+        if region.bends and any(_groups(stop, weights) > 1 for stop in region.stops):
+            name = graphs.node_name(node)
+            reason = f"its products are convolutions in {count} groups; a block's neurons are made of all features"
+            yield Decline(anchor=name, kind="feed-forward", reason=reason, at=name)
+
+
+def _groups(node: Expr, weights: Weights) -> int:
+    """Return in how many groups a convolution over one position takes its channels; 1 for all else."""
+    if node.word != "opaque" or node.attrs["op"] != "Conv" or len(node.args) < 2 or node.args[1] not in weights:
+        return 1
+    x, w = (arg.shape or () for arg in node.args[:2])
+    if len(w) < 3 or len(x) != len(w) or any(n != 1 for n in w[2:]):
+        return 1
+    taken, given = w[1], x[1]
+    return given // taken if isinstance(taken, int) and isinstance(given, int) and taken else 1
+
+
 def _products(region: Region) -> list[Expr]:
     return [node for node in (*region.stops, *region.between) if node.word == "matmul"]
 

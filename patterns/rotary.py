@@ -6,7 +6,6 @@ negations and permutations a model writes that with, following the channels thro
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,19 +36,25 @@ class Channels:
         return Channels(source=self.source, index=index, sign=sign, factor=factor)
 
 
+class _Least(dict[str, int]):
+    """The least lengths: 1, but more for a quotient, of which windows over a signal take something off."""
+
+    def __missing__(self, name: str) -> int:
+        return 16 if "//" in name else 1
+
+
 def lengths(shape: Sequence[Dim] | None) -> tuple[int, ...]:
     """Return a shape with 1 for what is not known."""
     if shape is None:
         raise ValueError("rank unknown")
-    found = tuple(_bound(d) for d in shape)
+    found = tuple(_least(d) for d in shape)
     if np.prod(found) > _LIMIT:
         raise ValueError("too long to follow")
     return found
 
 
-def _bound(d: Dim) -> int:
-    # what a convolution leaves of a length of 1 is less than one
-    return d if isinstance(d, int) else max(1, bind(d, defaultdict(lambda: 1)))
+def _least(d: Dim) -> int:
+    return d if isinstance(d, int) else max(1, bind(d, _Least()))
 
 
 def viewed(word: str, expr: Expr, array: np.ndarray) -> np.ndarray:

@@ -29,7 +29,9 @@ def measure(host: Host, reading: Reading) -> dict[str, Activity]:
     with tempfile.TemporaryDirectory(prefix="graft-") as folder:
         prover = host.prover(None, lambda what, done, total: None, Path(folder))
         captured = prover.capture(reading, [operand.value.handle for operand in inner.values()])
-    found = {name: _activity(_tokens(operand, captured)) for name, operand in inner.items()}
+    found = {
+        name: _activity(_tokens(operand, captured), gated=reading.sites[name].gated) for name, operand in inner.items()
+    }
     return {name: activity for name, activity in found.items() if activity is not None}
 
 
@@ -45,14 +47,14 @@ def _tokens(operand: Any, captured: Iterable[Mapping[Any, np.ndarray]]) -> np.nd
     return np.concatenate([interpret.widen(array).reshape(-1, width) for array in last])
 
 
-def _activity(tokens: np.ndarray | None) -> Activity | None:
+def _activity(tokens: np.ndarray | None, gated: bool) -> Activity | None:
     tokens = None if tokens is None else tokens[np.isfinite(tokens).all(axis=1)]
     if tokens is None or not tokens.size:
         return None
     held = np.concatenate([_held(tokens[n : n + _ROWS]) for n in range(0, len(tokens), _ROWS)])
     return Activity(
         tokens=len(tokens),
-        positive=float((tokens > 0).mean()),
+        positive=None if gated else float((tokens > 0).mean()),
         nonzero=_count((tokens != 0).sum(axis=1)),
         largest={share: _count(held[:, n]) for n, share in enumerate(SHARES)},
     )

@@ -24,9 +24,7 @@ _LONGEST = 1.0  # of all gradients together
 
 def distilled(student: Any, teacher: Any, data: Any, lesson: Lesson) -> DistillReport:
     """Return what ``distill`` does."""
-    batches = len(data)
-    if not batches:
-        raise GraftError("there is no batch to learn from")
+    batches = _count(data)
     pair = _Pair(student, teacher, next(iter(data))[0], lesson)
     weights = [p for p in pair.student.parameters() if p.requires_grad]
     total, losses = batches * lesson.epochs, list[Mapping[str, float]]()
@@ -45,6 +43,16 @@ def distilled(student: Any, teacher: Any, data: Any, lesson: Lesson) -> DistillR
         losses.append({name: float(term.detach()) for name, term in terms.items()})
         lesson.progress("distil", len(losses), total)
     return DistillReport(teacher=pair.host.name, steps=len(losses), losses=losses, result=pair.student)
+
+
+def _count(data: Any) -> int:
+    if not hasattr(data, "__len__"):
+        raise GraftError(
+            f"the data has no length, which the learning rate depends on; a {type(data).__name__} was given"
+        )
+    if not len(data):
+        raise GraftError("there is no batch to learn from")
+    return len(data)
 
 
 class _Pair:
@@ -85,13 +93,15 @@ class _Pair:
         out, hidden = _run(self.student, given, self.hidden)
         heads, right_heads, terms = self._heads(out), self._heads(right), dict[str, Tensor]()
         if labels is not None and self.lesson.task:
-            terms["task"] = _mean([_cross_entropy(*x) for x in zip(heads, pytree.tree_leaves(labels), strict=True)])
+            terms["task"] = _task(heads, pytree.tree_leaves(labels))
         if self.lesson.kd:
             pairs = zip(heads, right_heads, strict=True)
             terms["kd"] = _mean([_divergence(x, y, self.lesson.temperature) for x, y in pairs])
         if self.hidden:
             mask = self._mask(given)
             terms["lrs"] = _mean([_apart(x, y, mask) for x, y in zip(hidden, right_hidden, strict=True)])
+        if not terms:
+            raise GraftError("a batch has no labels, and kd and lrs are 0, so there is nothing to learn from it")
         return terms
 
     def _heads(self, out: Any) -> Sequence[Tensor]:
@@ -128,8 +138,11 @@ def _mean(terms: Sequence[Tensor]) -> Tensor:
     return torch.stack(tuple(terms)).mean()
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+def _task(heads: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    if len(heads) != len(labels):
+        raise GraftError(f"the graph gives {len(heads)} tensors of logits, and there are labels for {len(labels)}")
+    pairs = zip(heads, labels, strict=True)
+    return _mean([functional.cross_entropy(x.flatten(0, -2), y.flatten()) for x, y in pairs])
 
 
 def _divergence(logits: Tensor, right: Tensor, temperature: float) -> Tensor:

@@ -78,7 +78,8 @@ def _activity(rows: Sequence[SiteRow]) -> Iterable[RenderableType]:
 
 def _neurons(activity: Activity) -> Sequence[str]:
     counts = (activity.nonzero, *activity.largest.values())
-    return (str(activity.tokens), f"{100 * activity.positive:.1f} %", *(f"{n.median}/{n.most}" for n in counts))
+    positive = "–" if activity.positive is None else f"{100 * activity.positive:.1f} %"
+    return (str(activity.tokens), positive, *(f"{n.median}/{n.most}" for n in counts))
 
 
 def _pair(one: int | str | None, other: int | str | None) -> str:

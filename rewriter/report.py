@@ -50,7 +50,9 @@ class Activity(Report):
     """
 
     tokens: int
-    positive: float  # share of neurons above zero, mean over tokens
+    positive: (
+        float | None
+    )  # share of neurons above zero, mean over tokens; None in gated blocks, where signs say nothing
     nonzero: Count  # neurons that are not zero: no smaller k leaves every number as it is
     largest: Mapping[float, Count]  # by share: the largest neurons that hold it of a token's sum of squares
 

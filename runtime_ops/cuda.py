@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime_ops.abi import MAX_RANK, LibraryError, Tensor, TopKAttention
 from runtime_ops.kernels import find_library
-from runtime_ops.ops.topk_attention import ZERO
+from runtime_ops.ops.topk_attention import NO_KEY, ZERO
 
 if TYPE_CHECKING:
     import torch
@@ -95,14 +95,17 @@ def run_backward(library: ctypes.CDLL, args: _Backward, stream: int, scratch: Sc
         raise LibraryError(error.decode())
 
 
-def takes(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -> bool:
+def trains(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -> bool:
+    """Return whether the CUDA library takes a call whose gradients are asked for."""
+    return takes(inputs) and attrs["no_key"] == ZERO
+
+
+def takes(inputs: Sequence[torch.Tensor | None]) -> bool:
     """Return whether the CUDA library is there and takes these tensors: q, k, v, bias, key_mask, past_length."""
     import torch
 
     q, k, v, bias, key_mask, _ = inputs
     if q is None or k is None or v is None or not q.is_cuda or library_path() is None:
-        return False
-    if attrs["window"] or attrs["no_key"] != ZERO:
         return False
     types, floats = (torch.float32, torch.float16, torch.bfloat16), [x for x in (q, k, v, bias) if x is not None]
     one_gpu = {x.device for x in (*floats, key_mask) if x is not None} == {q.device}
@@ -137,7 +140,8 @@ def _settings(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -
     if q is None or k is None:
         raise LibraryError("q and k are not optional.")
     scale = q.shape[3] ** -0.5 if attrs["scale"] is None else attrs["scale"]
-    return min(attrs["k"], k.shape[2]), scale, attrs["softcap"], attrs["causal"]
+    no_key, window = NO_KEY.index(attrs["no_key"]), attrs["window"]
+    return min(attrs["k"], k.shape[2]), scale, attrs["softcap"], attrs["causal"], no_key, window
 
 
 def _view(tensor: torch.Tensor | None) -> Tensor:
@@ -191,8 +195,7 @@ class _Scratch:
 
 
 def _arguments(inputs: tuple[Any, ...], out: torch.Tensor, settings: tuple[Any, ...]) -> TopKAttention:
-    k_top, scale, softcap, causal = settings
-    return TopKAttention(*(_view(x) for x in inputs), _view(out), k_top, scale, softcap, causal)
+    return TopKAttention(*(_view(x) for x in inputs), _view(out), *settings)
 
 
 def _forward(inputs: tuple[Any, ...], settings: tuple[Any, ...], keep: bool) -> tuple[Any, Any, Any]:

@@ -143,7 +143,7 @@ def _forward(inputs: Inputs, attrs: Attrs, extra: Sequence[Any]) -> tuple[Tensor
     """Return the result, the scores of the chosen keys where the backward pass wants them (CUDA), and those keys."""
     dropped = bool(extra and extra[0])
     scores = keys = None
-    if not dropped and cuda.takes(inputs, attrs):
+    if not dropped and cuda.trains(inputs, attrs):
         out, scores, keys = cuda.forward(inputs, attrs, keep=True)
     elif not dropped and not attrs["k"] and torch_run.on_cpu(TOPK_ATTENTION, inputs):
         out = torch_run.run(TOPK_ATTENTION, inputs, attrs)
@@ -158,7 +158,7 @@ def _fake(out: Tensor, inputs: Inputs, attrs: Attrs, extra: Sequence[Any]) -> tu
     if k is None:
         raise ValueError("TopKAttention: k is not optional")
     count = torch.sym_min(attrs["k"], k.shape[2]) if attrs["k"] else 0
-    kept = count if not (extra and extra[0]) and cuda.takes(inputs, attrs) else 0
+    kept = count if not (extra and extra[0]) and cuda.trains(inputs, attrs) else 0
     return tuple(
         out.new_empty((*out.shape[:3], n), dtype=kind) for n, kind in ((kept, torch.float32), (count, torch.int32))
     )

@@ -380,6 +380,12 @@ def depthwise(f: Sketch) -> None:
     close(f, f.Relu(z.perm(0, 2, 1)))
 
 
+def grouped(f: Sketch) -> None:
+    """As SqueezeBERT: every product is a convolution in groups."""
+    z = f.Conv(f.x.perm(0, 2, 1), f.weight("in.w", INNER, MODEL // 2, 1), group=2)
+    f.output(f.Conv(f.Relu(z), f.weight("out.w", MODEL, INNER // 2, 1), group=2), f"b {MODEL} s")
+
+
 def inverted_bottleneck(f: Sketch) -> None:
     """A block of MobileNet, of which convolutional networks are full."""
     x = f.input("image", f"b {MODEL} t u")
@@ -483,6 +489,7 @@ DECLINED: dict[str, tuple[Callable[[Sketch], None], str | None]] = {
     "norm-between": (with_norm, "^a LayerNormalization stands between its products and mixes the neurons of a row"),
     "norm-before-activation": (norm_before_activation, "^a LayerNormalization stands between"),
     "depthwise": (depthwise, "^a depthwise Conv stands between its products and mixes neighbouring tokens"),
+    "grouped": (grouped, "^its products are convolutions in 2 groups"),
     "three-products": (three_products, "^3 linear results meet"),
     "two-added": (two_added, r"not as activation\(gate\) · up"),
     "bilinear": (bilinear, r"not as activation\(gate\) · up"),

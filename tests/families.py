@@ -487,7 +487,7 @@ RAISING: Mapping[str, str] = {
 EXPERTS = "a mixture of experts"
 UNREAD: Mapping[str, str] = {
     "segformer": "a depthwise Conv stands between its products and mixes neighbouring tokens",
-    "squeezebert": "",  # its products are grouped convolutions
+    "squeezebert": "convolutions in 4 groups",
     "levit": "a BatchNormalization stands between its products",
     "gpt-oss": EXPERTS,
     "gpt-oss-past": EXPERTS,

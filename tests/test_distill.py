@@ -159,9 +159,13 @@ def test_what_cannot_be_distilled_gets_a_sentence() -> None:
     teacher, data = traced(module()), [(inputs(0), None)]
     student = decomposed(teacher)
     refused("there is no batch", student, teacher, [])
+    refused("the data has no length", student, teacher, iter(data))
     refused("temperature must be above 0, got 0", student, teacher, data, temperature=0)
     refused("kd must be at least 0, got -1", student, teacher, data, kd=-1)
     refused("are all 0", student, teacher, data, task=0, kd=0, lrs=0)
+    refused("a batch has no labels", student, teacher, data, kd=0, lrs=0)
+    two = (torch.zeros(4, dtype=torch.int64),) * 2
+    refused("gives 1 tensors of logits, and there are labels for 2", student, teacher, [(inputs(0), two)])
     refused("after 3 layers, none above layer 3; lrs=0", student, teacher, data, layers=3)
     refused("is a module, not a graph", module(), teacher, data)
     refused("is a module, not a graph", student, module(), data)

@@ -148,7 +148,7 @@ class FxGraphs(Graphs):
         """Return whether nothing that was read so far looks into the memory of a tensor under another name."""
         if not isinstance(value, Node) or not value.op.startswith("call_"):
             return False
-        if any(_is_view(user) for user in value.users if user in self._values):
+        if any(_is_view_of(user, value) for user in value.users if user in self._values):
             return False
         if not _is_view(value):
             return True
@@ -246,15 +246,17 @@ def lasts(node: Node) -> bool:
     """
     name, writes = spelling(node)
     off = name == "dropout" and False in (*node.args[2:3], node.kwargs.get("train"))
-    swept = name == "_assert_tensor_metadata" or off or (writes and _fresh(node.args[0]))
+    swept = name == "_assert_tensor_metadata" or off or (writes and _fresh(node.args[0], node, node))
     return (writes or bool(node.is_impure())) and not swept
 
 
-def _fresh(value: Any) -> bool:
-    """Return whether nothing else sees a write into a tensor: it was made for its one reader."""
-    if not isinstance(value, Node) or len(value.users) != 1 or not value.op.startswith("call_"):
+def _fresh(value: Any, reader: Node, write: Node) -> bool:
+    """Return whether nothing else sees a write into a tensor, made for ``reader``: it is read before, if at all."""
+    if not isinstance(value, Node) or not value.op.startswith("call_"):
         return False
-    return _fresh(value.args[0]) if _is_view(value) else True
+    if any(write < user or _is_view_of(user, value) for user in value.users if user is not reader):
+        return False
+    return _fresh(value.args[0], value, write) if _is_view(value) else True
 
 
 _VIEWS = frozenset((
@@ -267,6 +269,11 @@ _VIEWS = frozenset((
 def _is_view(node: Node) -> bool:
     """Return whether a result may share its memory with the first argument."""
     return node.op != "call_module" and spelling(node)[0] in _VIEWS
+
+
+def _is_view_of(user: Node, value: Node) -> bool:
+    """Return whether a reader may share the memory of ``value``; others read its shape, as expand_as does."""
+    return _is_view(user) and (not user.args or user.args[0] is value)
 
 
 def _attribute(module: torch.nn.Module, path: str) -> Any:

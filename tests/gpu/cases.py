@@ -27,6 +27,8 @@ class Case:
     e: int = 64
     k_top: int = 0
     causal: bool = False
+    window: int = 0
+    no_key: str = "zero"
     softcap: float = 0.0
     scale: float | None = None
     size: float = 1.0
@@ -69,7 +71,7 @@ def make(case: Case, dtype: str, seed: int = 0) -> Call:
         arrays["key_mask"] = shown
     if c.past is not None:
         arrays["past_length"] = np.atleast_1d(np.asarray(c.past, np.int64))
-    attributes = {"k_top": c.k_top, "causal": c.causal, "softcap": c.softcap}
+    attributes = {name: getattr(c, name) for name in ("k_top", "causal", "window", "no_key", "softcap")}
     attributes["scale"] = c.d**-0.5 if c.scale is None else c.scale
     return Call(arrays=arrays, attributes=attributes)
 
@@ -104,10 +106,12 @@ def scores64(call: Call) -> Array:
     hidden = np.zeros(x.shape, bool)
     if a.get("key_mask") is not None:
         hidden |= ~np.asarray(a["key_mask"])[:, None, None, :]
+    past = np.zeros(1, np.int64) if a.get("past_length") is None else np.asarray(a["past_length"])
+    ahead = np.arange(x.shape[3]) - (np.arange(x.shape[2])[:, None] + past[:, None, None, None])
     if at["causal"]:
-        past = np.zeros(1, np.int64) if a.get("past_length") is None else np.asarray(a["past_length"])
-        row = np.arange(x.shape[2])[:, None] + past[:, None, None, None]
-        hidden |= np.arange(x.shape[3]) > row
+        hidden |= ahead > 0
+    if at["window"]:
+        hidden |= abs(ahead) >= at["window"]
     return np.where(hidden, -np.inf, x)
 
 
@@ -122,7 +126,8 @@ def weights64(call: Call) -> Array:
     peak = np.max(x, axis=-1, keepdims=True, initial=-np.inf)
     w = np.exp(x - np.where(np.isfinite(peak), peak, 0))
     total = w.sum(-1, keepdims=True)
-    return np.divide(w, total, out=np.zeros_like(w), where=total > 0)
+    none = 1 / max(w.shape[-1], 1) if call.attributes["no_key"] == "mean" else 0
+    return np.divide(w, total, out=np.full_like(w, none), where=total > 0)
 
 
 def golden(call: Call) -> Array:
@@ -148,7 +153,8 @@ def golden_gradients(call: Call, d_out: Array) -> dict[str, Array]:
     group = q.shape[1] // k.shape[1]
     wide_k, wide_v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     d_w = g @ wide_v.swapaxes(-1, -2)
-    d_x = w * (d_w - (w * d_w).sum(-1, keepdims=True))
+    sees = scores64(call).max(-1, keepdims=True, initial=-np.inf) > -np.inf  # else no score matters
+    d_x = np.where(sees, w * (d_w - (w * d_w).sum(-1, keepdims=True)), 0)
     if at["softcap"]:
         d_x *= 1 - np.tanh(q @ wide_k.swapaxes(-1, -2) * at["scale"] / at["softcap"]) ** 2
 
@@ -190,6 +196,20 @@ def cases() -> list[Case]:
         Case(id="odd-widths", d=7, e=5, s=20, t=70),
         Case(id="odd-widths-wide", d=131, e=33, s=20, t=70, k_top=9),
         Case(id="causal", s=130, t=130, causal=True),
+        Case(id="window", s=200, t=200, causal=True, window=20),
+        Case(id="window-wide", s=300, t=300, d=128, e=128, causal=True, window=130),
+        Case(id="window-two-sided", b=2, s=90, t=150, window=33, past=(60, -40)),
+        Case(id="window-split", s=2, t=1100, causal=True, window=300, past=900),
+        Case(id="window-nothing", b=2, s=70, t=100, causal=True, window=9, past=(150, 2**62), no_key="mean"),
+        Case(id="mean", b=2, s=70, t=90, e=40, mask="none", no_key="mean"),
+        Case(id="mean-causal", h=4, s=150, t=150, mask="none", b=2, causal=True, past=-30, no_key="mean"),
+        Case(id="mean-split", b=2, s=2, t=1100, mask="none", no_key="mean"),
+        Case(id="mean-no-keys", t=0, no_key="mean"),
+        Case(id="top-window", s=150, t=150, k_top=8, causal=True, window=40),
+        Case(id="top-window-two-sided", s=200, t=300, k_top=8, window=40, past=20),
+        Case(id="top-mean", b=2, s=150, t=150, k_top=8, causal=True, past=-9, mask="none", no_key="mean"),
+        Case(id="decode-window", h=4, g=2, s=3, t=600, k_top=20, causal=True, window=100, past=590),
+        Case(id="decode-mean", b=2, h=4, g=2, s=2, t=600, k_top=20, mask="none", no_key="mean"),
         Case(id="causal-past", b=2, s=65, t=100, causal=True, past=(35, 10)),
         Case(id="causal-past-negative", s=9, t=12, causal=True, past=-3),
         Case(id="causal-shared-past", b=2, s=70, t=99, causal=True, past=3, k_top=8),
@@ -249,6 +269,7 @@ def training_cases() -> list[Case]:
     """Return calls whose gradients are checked."""
     return [
         Case(id="train", s=40, t=90, k_top=12),
+        Case(id="train-window", b=2, s=70, t=70, k_top=12, causal=True, window=20),
         Case(id="train-causal", b=2, s=70, t=70, k_top=12, causal=True),
         Case(id="train-grouped", h=4, g=2, s=30, t=90, k_top=12),
         Case(id="train-all", s=30, t=40, k_top=40),

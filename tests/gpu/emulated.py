@@ -14,6 +14,7 @@ from cases import Array, Call
 
 from runtime_ops import cuda
 from runtime_ops.abi import Tensor, TopKAttention, view
+from runtime_ops.ops.topk_attention import NO_KEY
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "runtime_ops" / "native" / "topk_attention"
@@ -54,7 +55,16 @@ def _arguments(call: Call, out: Array, only: tuple[str, ...] = ()) -> TopKAttent
     names = ("q", "k", "v", "bias", "key_mask", "past_length")
     views = [view(call.arrays.get(name)) if not only or name in only else Tensor() for name in names]
     at = call.attributes
-    return TopKAttention(*views, view(out), at["k_top"], at["scale"], at["softcap"], at["causal"])
+    return TopKAttention(
+        *views,
+        view(out),
+        at["k_top"],
+        at["scale"],
+        at["softcap"],
+        at["causal"],
+        NO_KEY.index(at["no_key"]),
+        at["window"],
+    )
 
 
 def _result(call: Call) -> Array:

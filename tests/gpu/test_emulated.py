@@ -79,6 +79,7 @@ REFUSED = [
     (Case(id="too-wide", d=264), "up to 256 wide"),
     (Case(id="heads", h=3, g=2), "multiple of the number of key heads"),
     (Case(id="negative", k_top=-1), "0 (all keys) or more"),
+    (Case(id="window", window=-1), "window must be 0 (none) or more"),
 ]
 
 
@@ -90,14 +91,26 @@ def test_refusals(library: ctypes.CDLL, case: Case, reason: str) -> None:
 
 def _on_the_cpu(library: ctypes.CDLL, monkeypatch: Patch) -> None:
     """Lets the torch op take tensors of the CPU to the CUDA kernels; the emulated GPU can read them."""
-    monkeypatch.setattr(cuda, "takes", lambda *_: True)
+    monkeypatch.setattr(cuda, "takes", lambda _: True)
     monkeypatch.setattr(cuda, "load", lambda: library)
     monkeypatch.setattr(cuda, "_require_cuda", lambda _: None)
     monkeypatch.setattr(cuda, "_stream", lambda _: contextlib.nullcontext(0))
 
 
 TRAINING = ["train", "train-causal", "train-grouped", "train-all", "train-bias-mask", "train-wide", "train-few"]
-EXACT = ["plain", "causal-past", "grouped", "mask-none", "bias-row", "softcap", "shared-batch", "decode-mask"]
+EXACT = [
+    "plain",
+    "window",
+    "mean",
+    "top-mean",
+    "causal-past",
+    "grouped",
+    "mask-none",
+    "bias-row",
+    "softcap",
+    "shared-batch",
+    "decode-mask",
+]
 
 
 @pytest.mark.parametrize("name", [*TRAINING, *EXACT])
@@ -126,6 +139,6 @@ def test_torch(library: ctypes.CDLL, name: str, monkeypatch: Patch) -> None:
 def test_the_kernels_take_what_lies_on_one_gpu() -> None:
     torch = pytest.importorskip("torch")
     x = torch.zeros(1, 1, 4, 8)
-    assert not cuda.takes((x, x, x, None, None, None), {"window": 0, "no_key": "zero"})
+    assert not cuda.takes((x, x, x, None, None, None))
     with pytest.raises(cuda.LibraryError, match="need all of them on one GPU"):
         cuda._view(x)

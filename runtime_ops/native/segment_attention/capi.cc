@@ -27,6 +27,9 @@ struct SegmentAttention {
         {"segment_attention_avx512", Isa::avx512, 2, on_runs<topk_attention_avx512>},
         {"segment_attention_avx2", Isa::avx2, 1, on_runs<topk_attention_avx2>},
 #endif
+#if defined(__aarch64__)
+        {"segment_attention_neon", Isa::neon, 1, on_runs<topk_attention_neon>},
+#endif
         {"segment_attention_scalar", Isa::scalar, 0, on_runs<topk_attention_scalar>},
     };
     return table;

@@ -65,7 +65,7 @@ struct DirectScores {
     for (int x = 0; x < 4; ++x) {
       const int r = acc_row(x / 2), key = j + acc_column() + x % 2;
       if (r >= p.rows || key >= p.t) continue;
-      const bool visible = key < rows.limit[x / 2] && key_shown(p, b, key);
+      const bool visible = key >= rows.start[x / 2] && key < rows.limit[x / 2] && key_shown(p, b, key);
       const float score = visible ? score_of(p, acc[x], rows.bias(p, x / 2), key) : -kInfinity;
       scores.data[((static_cast<int64_t>(b) * p.g + key_head) * p.rows + r) * scores.pitch + key] = score;
     }
@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(kScoreThreads) plain_scores_kernel(Problem p, 
       for (int apart = 1; apart < 8; apart *= 2) sum += __shfl_xor_sync(kAll, sum, apart);
       if (x != r % 8 || j >= p.t) continue;
       const Row at_row = row_of(p, key_head, r);
-      const bool visible = j < key_limit(p, b, at_row.i) && key_shown(p, b, j);
+      const bool near = j >= key_start(p, b, at_row.i) && j < key_limit(p, b, at_row.i);
+      const bool visible = near && key_shown(p, b, j);
       const int64_t bias = p.bias.data ? offset(p.bias, b, at_row.head, at_row.i) : 0;
       scores.data[(static_cast<int64_t>(work.head) * p.rows + r) * scores.pitch + j] =
           visible ? score_of(p, sum, bias, j) : -kInfinity;

@@ -96,7 +96,7 @@ struct ExactTile {
   GRAFT_DEVICE void step(const Problem& p, const TileWork<Core>& work, const typename Core::Query& query,
                          const char* keys, const char* values, char* scratch, int j) {
     float acc[Core::kParts][kTall][4][4];
-    const bool hide = p.key_mask || j + Core::kKeys > work.first_limit;
+    const bool hide = p.key_mask || work.cuts(j);
 #pragma unroll
     for (int part = 0; part < Core::kParts; ++part) {
       Core::products(acc[part], query, keys, part, p.d);
@@ -159,6 +159,22 @@ struct ExactTile {
         parts.peak[flat] = peak[tall][half];
         parts.sum[flat] = sum[tall][half];
       }
+    if (p.mean && parts.splits == 1) store_means(p, work);
+  }
+
+  // Rows that saw no key, one by one; each is known to the four lanes that hold its sum.
+  GRAFT_DEVICE void store_means(const Problem& p, const TileWork<Core>& work) const {
+#pragma unroll
+    for (int tall = 0; tall < kTall; ++tall)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        for (int i = 0; i < 8; ++i) {
+          const float total = __shfl_sync(kAll, sum[tall][half], 4 * i);
+          const int r = work.first_row + (warp() * kTall + tall) * 16 + 8 * half + i;
+          if (total != 0.0f || r >= p.rows) continue;
+          const Row row = row_of(p, work.key_head, r);
+          warp_mean(p, work.b, work.key_head, at<typename Core::T>(p.out, work.b, row.head, row.i));
+        }
   }
 };
 
@@ -175,9 +191,9 @@ __global__ void __launch_bounds__(kThreads, Core::kBlocks) exact_kernel(Problem 
   char* const scratch = value_tiles + Core::kStages * Core::kTileBytes;
   const int split = blockIdx.x % parts.splits;
   const TileWork<Core> work(p, blockIdx.x / parts.splits);
-  const int tiles = (work.last_limit + Core::kKeys - 1) / Core::kKeys;
-  const int begin = static_cast<int>(static_cast<int64_t>(tiles) * split / parts.splits);
-  const int end = static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / parts.splits);
+  const int first = work.first_tile(), tiles = work.end_tile() - first;
+  const int begin = first + static_cast<int>(static_cast<int64_t>(tiles) * split / parts.splits);
+  const int end = first + static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / parts.splits);
   typename Core::Stream keys = work.stream(p.k, p.d, begin), values = work.stream(p.v, p.e, begin);
   const auto load = [&](int tile) {
     const int stage = tile % Core::kStages * Core::kTileBytes;
@@ -227,6 +243,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(Problem p, Parts parts)
   const int head = static_cast<int>(flat / p.rows);
   const Row row = row_of(p, head % p.g, static_cast<int>(flat % p.rows));
   T* to = at<T>(p.out, head / p.g, row.head, row.i);
+  if (p.mean && sum == 0.0f) return warp_mean(p, head / p.g, head % p.g, to);
 #pragma unroll
   for (int n = 0; n < kMaxWidth / 32; ++n)
     if (n * 32 + lane() < p.e) to[n * 32 + lane()] = narrow<T>(sum > 0.0f ? out[n] / sum : 0.0f);

@@ -151,6 +151,10 @@ struct PickRow {
 template <class T>
 GRAFT_DEVICE void block_gather(const Problem& p, PickMemory& memory, int b, int key_head, Candidates kept, int n,
                                T* out) {
+  if (p.mean && n == 0) {
+    if (warp() == 0) warp_mean(p, b, key_head, out);
+    return;
+  }
   float peak = -kInfinity, sum = 0.0f, acc[8] = {};
   for (int i = threadIdx.x; i < n; i += kPickThreads) peak = fmaxf(peak, kept.scores[i]);
   peak = block_reduce<BlockMax>(memory, peak);

@@ -68,8 +68,9 @@ const char* check(const graft_topk_attention& a) {
   if (a.k.shape[2] > kMostKeys || a.q.shape[1] * a.q.shape[2] > kMostKeys)
     return "TopKAttention on CUDA: s and t may be up to 2^30";
   if (a.top_k < 0) return "TopKAttention on CUDA: k must be 0 (all keys) or more";
-  if (a.window != 0 || a.no_key != GRAFT_NO_KEY_ZERO)
-    return "TopKAttention on CUDA takes no window, and gives 0 where no key is seen";
+  if (a.window < 0) return "TopKAttention on CUDA: window must be 0 (none) or more";
+  if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN)
+    return "TopKAttention on CUDA: no_key must be 0 (zero) or 1 (mean)";
   return check_masks(a);
 }
 
@@ -92,6 +93,7 @@ Problem problem_of(const graft_topk_attention& a) {
   p.rows = p.group * p.s;
   p.top_k = a.top_k >= p.t ? 0 : static_cast<int>(a.top_k);
   p.causal = a.causal, p.scale = a.scale, p.softcap = a.softcap;
+  p.mean = a.no_key == GRAFT_NO_KEY_MEAN, p.window = a.window < kFar ? a.window : kFar;
   return p;
 }
 
@@ -193,6 +195,7 @@ const char* resolve(const graft_topk_attention& args, const graft_topk_attention
   if (error) return error;
   *p = problem_of(args);
   if (saved) {
+    if (p->mean) return "TopKAttention on CUDA: training gives 0 where no key is seen, not the mean";
     if (args.top_k < 1 || args.top_k > p->t) return "TopKAttention on CUDA: training needs k between 1 and t";
     p->top_k = static_cast<int>(args.top_k);
     p->saved_scores = saved->scores;

@@ -26,7 +26,8 @@ struct Problem {
   int64_t mask_stride[2], past_stride;
   int b, h, g, s, t, d, e, group, rows;
   int top_k;  // 0: every key
-  int causal, bias_dtype;
+  int causal, bias_dtype, mean;  // mean: what rows get that see no key, else 0
+  int64_t window;
   float scale, softcap;
   float* saved_scores;  // [b h s top_k], or NULL
   int32_t* saved_keys;
@@ -53,11 +54,23 @@ GRAFT_DEVICE int64_t flat_row(const Problem& p, int b, Row row) {
   return (static_cast<int64_t>(b) * p.h + row.head) * p.s + row.i;
 }
 
+constexpr int64_t kFar = int64_t{1} << 60;  // beyond it nothing changes, and up to it nothing overflows
+
+// The place of query i among the keys.
+GRAFT_DEVICE int64_t place_of(const Problem& p, int b, int i) {
+  return i + (p.past ? max(-kFar, min(p.past[b * p.past_stride], kFar)) : 0);
+}
+GRAFT_DEVICE int key_at(const Problem& p, int64_t key) {
+  return static_cast<int>(max(static_cast<int64_t>(0), min(key, static_cast<int64_t>(p.t))));
+}
 // Keys from here on are invisible to query i.
 GRAFT_DEVICE int key_limit(const Problem& p, int b, int i) {
-  if (!p.causal) return p.t;
-  const int64_t limit = i + 1 + (p.past ? p.past[b * p.past_stride] : 0);
-  return static_cast<int>(max(static_cast<int64_t>(0), min(limit, static_cast<int64_t>(p.t))));
+  if (p.causal) return key_at(p, place_of(p, b, i) + 1);
+  return p.window ? key_at(p, place_of(p, b, i) + p.window) : p.t;
+}
+// So are those before this one.
+GRAFT_DEVICE int key_start(const Problem& p, int b, int i) {
+  return p.window ? key_at(p, place_of(p, b, i) - p.window + 1) : 0;
 }
 
 GRAFT_DEVICE bool key_shown(const Problem& p, int b, int j) {
@@ -90,12 +103,15 @@ GRAFT_DEVICE int acc_column() { return 2 * (lane() % 4); }
 // What a lane knows of its two rows of a 16-row tile.
 struct RowPair {
   int b, key_head, first_row;
-  int limit[2];
+  int start[2], limit[2];
 
   RowPair() = default;
   GRAFT_DEVICE RowPair(const Problem& p, int b_, int key_head_, int first_row_)
       : b(b_), key_head(key_head_), first_row(first_row_) {
-    for (int half = 0; half < 2; ++half) limit[half] = key_limit(p, b, row(p, half).i);
+    for (int half = 0; half < 2; ++half) {
+      start[half] = key_start(p, b, row(p, half).i);
+      limit[half] = key_limit(p, b, row(p, half).i);
+    }
   }
   GRAFT_DEVICE Row row(const Problem& p, int half) const { return row_of(p, key_head, first_row + acc_row(half)); }
   GRAFT_DEVICE int64_t bias(const Problem& p, int half) const {
@@ -132,7 +148,8 @@ GRAFT_DEVICE void hide_keys(float (&acc)[4][4], const RowPair& rows, int j, uint
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
       const int key = 8 * n + acc_column() + x % 2;
-      if (j + key >= rows.limit[x / 2] || !(shown >> key & 1)) acc[n][x] = -kInfinity;
+      const bool seen = j + key >= rows.start[x / 2] && j + key < rows.limit[x / 2];
+      if (!seen || !(shown >> key & 1)) acc[n][x] = -kInfinity;
     }
   }
 }
@@ -168,6 +185,31 @@ GRAFT_DEVICE int lanes_per_row(int width) {
   int lanes = 1;
   while (lanes * 8 < width) lanes *= 2;
   return lanes;
+}
+
+// The mean of all values of a key head, by one warp; 0 where there are none. Sums of few are summed.
+template <class T>
+GRAFT_DEVICE void warp_mean(const Problem& p, int b, int key_head, T* out) {
+  const int lanes = lanes_per_row(p.e), column = lane() % lanes * 8, rows = 32 / lanes, few = 64 * rows;
+  const T* values = at<const T>(p.v, b, key_head, 0) + column;
+  float sum[8] = {};
+  for (int first = 0; first < p.t; first += few) {
+    float part[8] = {};
+    for (int i = first + lane() / lanes; i < min(first + few, p.t); i += rows) {
+      float x[8];
+      load_eight(x, values + i * p.v.stride[2], p.e - column);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) part[c] += x[c];
+    }
+#pragma unroll
+    for (int c = 0; c < 8; ++c) sum[c] += part[c];
+  }
+  for (int apart = lanes; apart < 32; apart *= 2)
+#pragma unroll
+    for (int c = 0; c < 8; ++c) sum[c] += __shfl_xor_sync(kAll, sum[c], apart);
+#pragma unroll
+  for (int c = 0; c < 8; ++c) sum[c] = p.t > 0 ? sum[c] / p.t : 0.0f;
+  if (lane() < lanes) store_eight(out + column, sum, p.e - column);
 }
 
 }  // namespace graft::gpu

@@ -245,7 +245,7 @@ struct PlainCore {
 // Which tile of queries a block works on, and which keys any of its rows can see.
 template <class Core>
 struct TileWork {
-  int b, key_head, first_row, last_limit, first_limit;
+  int b, key_head, first_row, last_limit, first_limit, first_start, last_start;
 
   GRAFT_DEVICE TileWork(const Problem& p, int64_t work) {
     const int tiles = (p.rows + Core::kRows - 1) / Core::kRows;
@@ -256,7 +256,14 @@ struct TileWork {
     key_head = head % p.g;
     first_limit = key_limit(p, b, row_of(p, key_head, first_row).i);
     last_limit = key_limit(p, b, row_of(p, key_head, first_row + Core::kRows - 1).i);
+    first_start = key_start(p, b, row_of(p, key_head, first_row).i);
+    last_start = key_start(p, b, row_of(p, key_head, first_row + Core::kRows - 1).i);
   }
+
+  // Whether not every row sees every key of the tile that begins at key j, as far as places go.
+  GRAFT_DEVICE bool cuts(int j) const { return j < last_start || j + Core::kKeys > first_limit; }
+  GRAFT_DEVICE int first_tile() const { return first_start / Core::kKeys; }
+  GRAFT_DEVICE int end_tile() const { return max(first_tile(), (last_limit + Core::kKeys - 1) / Core::kKeys); }
 
   GRAFT_DEVICE void load_query(const Problem& p, char* tile) const {
     using T = typename Core::T;

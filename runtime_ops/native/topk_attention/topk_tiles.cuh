@@ -25,6 +25,7 @@ constexpr int kOffered = 32;  // most candidates that one row can be offered at 
 // Softmax over the candidates and the weighted sum of their values, by one warp. Scores turn into weights.
 template <class T>
 GRAFT_DEVICE void warp_gather(const Problem& p, int b, int key_head, Candidates row, int n, T* out) {
+  if (p.mean && n == 0) return warp_mean(p, b, key_head, out);
   float peak = -kInfinity, sum = 0.0f;
   for (int i = lane(); i < n; i += 32) peak = fmaxf(peak, row.scores[i]);
   peak = warp_max(peak);
@@ -142,7 +143,7 @@ struct TopkTile {
 
   GRAFT_DEVICE void step(const Problem& p, const TileWork<Core>& work, const typename Core::Query& query,
                          const char* keys, int j) {
-    const bool hide = p.key_mask || j + Core::kKeys > work.first_limit;
+    const bool hide = p.key_mask || work.cuts(j);
 #pragma unroll 1
     for (int part = 0; part < Core::kParts; ++part) {
       float acc[1][4][4];
@@ -195,9 +196,9 @@ __global__ void __launch_bounds__(kThreads, Core::kBlocks) topk_kernel(Problem p
   char* const block = kShared ? shared_memory() + topk_tile_bytes<Core>() : lists.global + blockIdx.x * list_bytes;
   for (int64_t i = blockIdx.x; i < works; i += gridDim.x) {
     const TileWork<Core> work(p, i);
-    const int tiles = (work.last_limit + Core::kKeys - 1) / Core::kKeys;
+    const int first = work.first_tile(), end = work.end_tile();
     const auto stage = [&](int tile) { return key_tiles + tile % Core::kStages * Core::kTileBytes; };
-    typename Core::Stream keys = work.stream(p.k, p.d, 0);
+    typename Core::Stream keys = work.stream(p.k, p.d, first);
     const auto load = [&](int tile) { keys.load(stage(tile), p.t - tile * Core::kKeys); };
 
     TopkTile<Core> state(p, work, lists, block);
@@ -208,13 +209,13 @@ __global__ void __launch_bounds__(kThreads, Core::kBlocks) topk_kernel(Problem p
     __syncthreads();
     Core::take_query(query, query_tile);
     __syncthreads();  // the query's place may become a key tile
-    if (Core::kStages == 2 && tiles > 0) load(0);
+    if (Core::kStages == 2 && first < end) load(first);
     const bool idle = work.first_row + warp() * 16 >= p.rows;  // helps with loads only
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = first; tile < end; ++tile) {
       if (Core::kStages == 1) load(tile);
       Core::wait();
       __syncthreads();
-      if (Core::kStages == 2 && tile + 1 < tiles) load(tile + 1);
+      if (Core::kStages == 2 && tile + 1 < end) load(tile + 1);
       if (!idle) state.step(p, work, query, stage(tile), tile * Core::kKeys);
       if (Core::kStages == 1) __syncthreads();
     }

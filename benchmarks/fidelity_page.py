@@ -202,7 +202,8 @@ def combiner(section: Mapping[str, Any], docs: Path) -> list[str]:
     """Return all layers at once, a table per model."""
     del docs
     text = (
-        "Combiner in all layers at once. Form *paper* pools by the maximum and gives a region the logit of one key; "
+        "Combiner in all layers at once, which trained weights do not bear: it is meant to be trained with, or for layers "
+        "that bear it (next section). Form *paper* pools by the maximum and gives a region the logit of one key; "
         "*counted* adds the logarithm of its number of tokens; *mean* pools by the mean (the rule's default). At "
         "512 tokens the default span is 32 for `fixed` and 22, the side of a square, for `axial`; `logsparse` has none."
     )

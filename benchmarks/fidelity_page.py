@@ -202,7 +202,8 @@ def combiner(section: Mapping[str, Any], docs: Path) -> list[str]:
     """Return all layers at once, a table per model."""
     del docs
     text = (
-        "Combiner in all layers at once. Form *paper* pools by the maximum and gives a region the logit of one key; "
+        "Combiner in all layers at once, which trained weights do not bear: it is meant to be trained with, or for "
+        "single layers (next section). Form *paper* pools by the maximum and gives a region the logit of one key; "
         "*counted* adds the logarithm of its number of tokens; *mean* pools by the mean (the rule's default). At "
         "512 tokens the default span is 32 for `fixed` and 22, the side of a square, for `axial`; `logsparse` has none."
     )
@@ -214,7 +215,10 @@ def combiner(section: Mapping[str, Any], docs: Path) -> list[str]:
 
 def by_layer(section: Mapping[str, Any], docs: Path) -> list[str]:
     """Return one layer at a time: a table and a panel per model."""
-    parts, panels = ["`fixed`, spans of 32 of 512 tokens, in one layer, all others dense."], []
+    parts, panels = (
+        ["`fixed`, spans of 32 of 512 tokens, in one layer, all others dense; of SmolLM2 every third layer."],
+        [],
+    )
     for model, rows in by_model(section["rows"]).items():
         names = scores(rows[0], ["layer", "form"])
         dense, *rest = rows

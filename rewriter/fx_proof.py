@@ -22,6 +22,7 @@ from rewriter.reading import Reading
 from rewriter.report import OutputError, VerifyReport
 from rewriter.site_check import Leaves
 from runtime_ops import to_torch
+from runtime_ops.interpret import has_handle, topological
 from runtime_ops.words import Expr
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ class FxProver(Prover):
             return module.graph.get_attr(name)
 
         inputs = {handle: module.graph.placeholder(f"leaf_{i}") for i, handle in enumerate(examples)}
+        for weight in {e.handle for e in topological(expr, has_handle) if isinstance(e.handle, Weight)}:
+            if weight not in inputs:  # one that is small enough to be known, and so is no leaf
+                inputs[weight] = constant(weight.numpy())
         module.graph.output(FxWriter(module.graph, constant, inputs).tensor(expr))
         module.recompile()
 

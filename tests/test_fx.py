@@ -126,17 +126,21 @@ def test_fixed_lengths(id: str, tmp_path: Path) -> None:
 ROUND = ("matmul", "masked-fill", "sdpa-grouped-causal", "decoder-layer")
 
 
-@pytest.mark.parametrize("rule", ["exact-attention", "topk-attention:k=2"])
+BACK = [*((id, (rule,)) for id in ROUND for rule in ("exact-attention", "topk-attention:k=2")),
+        ("encoder-layer", ("exact-attention", "topk-feed-forward:k=5"))]  # fmt: skip
+
+
 @pytest.mark.parametrize("form", ["traced", "dynamic"])
-@pytest.mark.parametrize("id", ROUND)
-def test_back_to_onnx(id: str, form: str, rule: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("id", "rules"), BACK)
+def test_back_to_onnx(id: str, rules: Sequence[str], form: str, tmp_path: Path) -> None:
     spelling = BY_ID[id]
     module, inputs = made(spelling)
-    report = rewriter.apply(FORMS[form](spelling, module, inputs), (rule,), inputs=tuple(inputs))
+    report = rewriter.apply(FORMS[form](spelling, module, inputs), rules, inputs=tuple(inputs))
+    assert report.rewritten == spelling.sites + len(rules) - 1
     path = tmp_path / "back.onnx"
     options = {"dynamic_shapes": dynamic_shapes(spelling)} if form == "traced" else {}
     rewriter.to_onnx(report.result, tuple(inputs) if form == "traced" else (), path, **options)
-    assert grafted(path) == spelling.sites
+    assert grafted(path) == report.rewritten
     given = spelling.inputs(3, 9)
     with torch.no_grad():
         wanted = runnable(report.result)(*given).numpy()

@@ -105,8 +105,11 @@ def _declines(reading: Reading) -> list[Story]:
 
 def _answer(rule: Rule, site: Any) -> str:
     """Return why a rule does not apply to a site, or that it does and what it warns of."""
+    reason = rule.why_not(site, rule.given)
+    if reason is not None:
+        return reason
     warning = rule.warns(site, rule.given)
-    return rule.why_not(site, rule.given) or ("applies" if warning is None else f"applies; {warning}")
+    return "applies" if warning is None else f"applies; {warning}"
 
 
 def _sites(reading: Reading) -> list[Story]:

@@ -26,6 +26,7 @@ from rewriter import layout
 from runtime_ops.words import Expr, const, make
 
 LOWEST = float(np.finfo(np.float32).min)
+_SWALLOWS_SCORES = -1e8  # added in float32, a fill at or below this leaves nothing of a score of usual size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Masking:
         whole: everything as one bias, once nothing more is met.
         even: finite masks that may leave the bias if nothing else is met.
         kept: why what was proved stays in the bias.
+        weak: why no bias says what a row gets that is hidden whole; empty if one does.
     """
 
     said: tuple[Mask, ...] = ()
@@ -55,6 +57,7 @@ class Masking:
     whole: Expr | None = None
     even: Even = field(default_factory=Even)
     kept: str = ""
+    weak: str = ""
 
     @property
     def mask(self) -> Mask:
@@ -130,14 +133,24 @@ class Masking:
             return self._hard(found, _masked(test, None, -np.inf, yes=yes))
         soft = self.softened()
         small = _smaller(found)
-        bias = _masked(test, soft.bias, number, yes=yes) if small is None else _masked(small, soft.bias, number)
+        masked = any(not isinstance(mask, Bias) for mask in self.said)
+        fill = number if masked else LOWEST  # added to it, only the lowest swallows every score, as replacing it does
+        bias = _masked(test, soft.bias, fill, yes=yes) if small is None else _masked(small, soft.bias, fill)
         said, even = (*self.said, *masks(found)), soft.even.replaced(found, number)
-        return dataclasses.replace(soft, said=said, bias=bias, even=even)
+        weak = _WEAK.format(number) if masked and number > _SWALLOWS_SCORES else soft.weak
+        return dataclasses.replace(soft, said=said, bias=bias, even=even, weak=weak)
 
     def finished(self) -> Masking:
-        """Return this when nothing more is met: even masks become flags."""
+        """Return this when nothing more is met: even masks become flags.
+
+        Raises:
+            Unreadable: neither flags nor a bias say what a row gets that is hidden whole.
+        """
         now = dataclasses.replace(self, whole=self.softened().bias)
-        if not any(isinstance(part.mask, Causal | Keys) for part in self.even.parts):
+        has_flags = any(isinstance(part.mask, Causal | Keys) for part in self.even.parts)
+        if self.weak and (self.even.why_not or not has_flags):
+            raise Unreadable(self.weak, self.bias)
+        if not has_flags:
             return now
         if self.even.why_not:
             return dataclasses.replace(now, kept=self.even.why_not)
@@ -191,6 +204,10 @@ class Masking:
         return None
 
 
+_WEAK = (
+    "its fill {:g} is set in place of scores that are masked already, and added as a bias it would let them show in a "
+    "row that is hidden whole; a fill of -1e9 or lower would be read"
+)
 _WINDOW = "the operation has windows of a fixed number of keys, up to the query or as many on both sides of it"
 
 
@@ -224,9 +241,6 @@ def _all(found: Sequence[Part]) -> Expr:
 
 def _masked(test: Expr, inner: Expr | None, fill: float, dtype: np.dtype[Any] | None = None, yes: bool = True) -> Expr:
     """Return the bias that gives every hidden key ``fill`` instead of its score."""
-    # A finite fill replaces the score. Added to it, only the lowest float32 swallows every score, so that a row
-    # in which all is masked averages uniformly, as it does in the original.
-    number = LOWEST if inner is None and np.isfinite(fill) and dtype is None else fill
     base = const(0.0, dtype) if inner is None else one_type(inner, const(0.0))[0]
-    hidden = const(number, dtype)
+    hidden = const(fill, dtype)
     return make("where", test, *((base, hidden) if yes else (hidden, base)))

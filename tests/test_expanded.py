@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain_attention import attention, expanded_attention, per_row, rows_read
 from test_ops import allowed, isas, needs_library
@@ -135,6 +135,10 @@ def test_many_queries_go_through_in_parts() -> None:
     m=st.integers(1, 90), k=st.integers(0, 40), causal=st.booleans(), mask=st.booleans(), index=st.booleans(),
     bias=st.sampled_from(["", "1 1 1 t", "b 1 1 t", "n 1 s t", "1 h s t", "n h s 1"]), value_bias=st.booleans(),
     isa=st.sampled_from(isas() or ["scalar"]), threads=st.sampled_from([1, 2]),
+)  # fmt: skip
+@example(
+    seed=0, b=2, beams=1, g=1, group=1, s=1, t=0, d=1, e=1, m=1, k=0, causal=False, mask=True, index=True, bias="",
+    value_bias=False, isa="scalar", threads=1,
 )  # fmt: skip
 def test_any_call(
     seed: int, b: int, beams: int, g: int, group: int, s: int, t: int, d: int, e: int, m: int, k: int, causal: bool,

@@ -25,11 +25,11 @@ struct Group {
   int64_t batches, beams;  // rows of the memory, and of q for each
 };
 
-// The part [first, first + count) of a tensor along an axis; a repeated axis stays as it is.
+// The part [first, first + count) of a tensor along an axis; an axis of length 1 that is repeated stays as it is.
 void cut(graft_tensor* x, int axis, int64_t first, int64_t count) {
-  if (x->data == nullptr || x->strides[axis] == 0) return;
+  if (x->data == nullptr) return;
   x->data = static_cast<char*>(x->data) + first * x->strides[axis] * element_size(x->dtype);
-  x->shape[axis] = count;
+  x->shape[axis] = std::min(x->shape[axis], count);
 }
 
 // Whether the bias has a row for each of q's, not for each of the memory's.

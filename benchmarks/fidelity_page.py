@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
+RESULTS = Path(__file__).parent / "results"
 MARK = "<!-- Written by benchmarks/fidelity.py from benchmarks/results/fidelity.json. -->"
 INTRO = """What an approximation costs on real models, as they come from the package index, without any training.
 Everything is measured with graft itself: `rewriter.apply` writes a model, `runtime_ops.session` runs it with our
 kernels, and what it answers is compared with the original's answers. Where k covers all neurons or keys, or a span all
 tokens, the numbers are the original's; the tests and `graft apply` prove that for every rewrite."""
+DEFORMER = """`examples/deformer`: {layers} layers of 6 of MiniLM apart, as a cross-encoder that scores 8 paragraphs for
+each of {questions} questions; distilled in {steps} steps, {seconds} s on one core. Choices and decisions (relevant or
+not) as the teacher's, right choices, and the scores' error. {back:.0%} of the choices that changed are given back."""
+COMBINER = """`examples/combiner`: a tiny language model, dense for {steps} steps, rewritten to Combiner (`{variant}`) and
+fine-tuned for {more}, beside the dense one trained on for as long: loss on unseen text."""
 PERCENT = ("found", "same", "titles", "place", "positive")
 
 
@@ -21,7 +28,20 @@ def write(results: Mapping[str, Any], docs: Path) -> None:
     for name, (title, body) in SECTIONS.items():
         if name in results:
             parts += [f"## {title}", *body(results[name], docs)]
+    parts += ["## Trained back", *trained()]
     (docs / "fidelity.md").write_text("\n\n".join(part for part in parts if part) + "\n", "utf-8")
+
+
+def trained() -> list[str]:
+    """Return what training gives back, as the two examples last measured it."""
+    names = ("distillation", "combiner_finetuning")
+    lesson, tuned = (json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names)
+    deformer = DEFORMER.format(**lesson["settings"], seconds=lesson["cpu_seconds"], back=lesson["back"])
+    shares = ("agreement", "decisions", "right")
+    rows = [[name, *(f"{row[x]:.0%}" for x in shares), f"{row['rel_l2']:.2f}"] for name, row in lesson["rows"].items()]
+    losses = [[name, f"{loss:.4f}"] for name, loss in tuned["rows"].items()]
+    heads = ["", "choices", "decisions", "right", "rel L2"]
+    return [deformer, table(heads, rows), COMBINER.format(**tuned["settings"]), table(["", "loss"], losses)]
 
 
 def _settings(results: Mapping[str, Any]) -> str:

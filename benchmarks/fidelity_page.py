@@ -17,8 +17,8 @@ tokens, the numbers are the original's; the tests and `graft apply` prove that f
 DEFORMER = """`examples/deformer`: {layers} layers of 6 of MiniLM apart, as a cross-encoder that scores 8 paragraphs for
 each of {questions} questions; distilled in {steps} steps, {seconds} s on one core. Choices and decisions (relevant or
 not) as the teacher's, right choices, the scores' error. {back:.0%} of the choices that changed come back."""
-COMBINER = """`examples/combiner`: a tiny language model, dense for {steps} steps, rewritten to Combiner (`{variant}`) and
-fine-tuned for {more}, beside the dense one trained on for as long: loss on unseen text."""
+COMBINER = """`examples/combiner`: a tiny language model, dense for {steps} steps, made Combiner (`{variant}`) and
+fine-tuned for {more} beside the dense one trained on for as long: loss on unseen text."""
 PERCENT = ("found", "same", "titles", "place", "positive")
 
 

@@ -96,9 +96,13 @@ class FxProver(Prover):
             return module.graph.get_attr(name)
 
         inputs = {handle: module.graph.placeholder(f"leaf_{i}") for i, handle in enumerate(examples)}
-        for weight in {e.handle for e in topological(expr, has_handle) if isinstance(e.handle, Weight)}:
-            if weight not in inputs:  # one that is small enough to be known, and so is no leaf
-                inputs[weight] = constant(weight.numpy())
+        for handle, known in {e.handle: e.known for e in topological(expr, has_handle)}.items():
+            if handle in inputs:
+                continue
+            if isinstance(handle, Weight):  # one that is small enough to be known, and so is no leaf
+                inputs[handle] = constant(handle.numpy())
+            elif known is not None and known.dtype != object:  # worked out from such weights
+                inputs[handle] = constant(known)
         module.graph.output(FxWriter(module.graph, constant, inputs).tensor(expr))
         module.recompile()
 

@@ -33,7 +33,7 @@ TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfl
 SAMPLES = [(spec, sample) for spec in OPS.values() for sample in spec.samples()]
 OPSETS = (11, 12, 13, 14, 17, 18, 21, 23, 24)
 # bodies of up to 5,000 nodes: the opsets between which the spelling of a word that they use changes, and the last
-FEW_OPSETS = {"CombinerAttention": (11, 13, 18, 24)}
+FEW_OPSETS = {"CombinerAttention": (11, 13, 18, 24), "ExpandedAttention": (11, 14, 18, 24)}
 Arrays = Mapping[str, np.ndarray]
 IN_C: dict[str, Callable[..., np.ndarray]] = {
     "TopKAttention": kernels.run_topk_attention,
@@ -142,12 +142,19 @@ RUNS = [
 RUNS.append(pytest.param(in_reference, np.float32, id="onnx-reference-float32"))
 
 
+# Four products follow each other there, and each may round to the other side than in plain float32.
+TIMES = {"ExpandedAttention": 4}
+
+
 def allowed(spec: OpSpec, golden: np.ndarray, arrays: Arrays, attrs: Mapping[str, Any]) -> float:
-    """Return twice the error of plain float32, rounded to the storage type, against fp64, plus two roundings."""
+    """Return a multiple of the error of plain float32, rounded to the storage type, against fp64, plus two roundings.
+
+    The multiple is 2, or what ``TIMES`` says.
+    """
     kind = arrays[spec.inputs[0].name].dtype
     plain = PLAIN[spec.name](arrays, attrs, np.float32).astype(kind).astype(np.float64)
     rounding = float(ml_dtypes.finfo(kind).eps) * float(np.abs(golden).max(initial=0.0))
-    return 2 * float(np.abs(plain - golden).max(initial=0.0)) + 2 * rounding
+    return TIMES.get(spec.name, 2) * float(np.abs(plain - golden).max(initial=0.0)) + 2 * rounding
 
 
 @pytest.mark.parametrize(("spec", "sample"), SAMPLES, ids=[s.id for _, s in SAMPLES])
@@ -175,9 +182,19 @@ def test_backend(spec: OpSpec, sample: Sample, run: Callable[..., np.ndarray], k
     assert error <= allowed(spec, golden, arrays, sample.attrs)
 
 
+def _cannot(spec: OpSpec, sample: Sample, opset: int) -> bool:
+    """Beams are folded into rows by Reshape, which below opset 14 takes a length of 0 for that of its input."""
+    return spec.name == "ExpandedAttention" and opset < 14 and sample.id in ("no-keys", "no-queries")
+
+
 @pytest.mark.parametrize(
     ("spec", "sample", "opset"),
-    [(spec, s, opset) for spec, s in SAMPLES for opset in FEW_OPSETS.get(spec.name, OPSETS)],
+    [
+        (spec, s, opset)
+        for spec, s in SAMPLES
+        for opset in FEW_OPSETS.get(spec.name, OPSETS)
+        if not _cannot(spec, s, opset)
+    ],
     ids=lambda x: getattr(x, "id", str(x) if isinstance(x, int) else ""),
 )
 def test_body_of_every_opset(spec: OpSpec, sample: Sample, opset: int) -> None:

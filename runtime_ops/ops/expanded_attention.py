@@ -4,6 +4,7 @@ Keys ``memory·w_kᵀ`` and values ``memory·w_vᵀ`` are never made: queries go
 are compared with it, and what they gather goes through ``w_v``. So the memory alone is kept, once for all heads and
 for all beams of a sentence. Row i of q reads row ``beam_index[i]`` of the memory, or ``i·b/n``: n/b beams side by side.
 A key bias would add the same to every score of a row, which softmax cancels; a value bias ``b_v`` is added behind.
+Below opset 14 the function body needs a query and a key at least: Reshape takes a length of 0 for another one there.
 
 Source: Yan et al., "EL-Attention: Memory Efficient Lossless Attention for Generation" (2021), section 3; grouped heads,
 soft cap, selection of the k best keys and the treatment of rows without a visible key are ours.

@@ -1,9 +1,8 @@
 // Checks the arguments of ExpandedAttention.
 #include "plan.h"
 
-#include <math.h>
-
 #include "../refusal.h"
+#include "../topk_attention/plan.h"
 
 namespace graft {
 namespace {
@@ -128,20 +127,6 @@ std::string check_rows(const Expanded& p) {
   return "";
 }
 
-std::string check_attributes(const graft_expanded_attention& a) {
-  if (a.top_k < 0) return refuse("k", std::to_string(a.top_k), "0 (every key) or more");
-  if (!(a.softcap >= 0.0f) || isinf(a.softcap)) {
-    return refuse("softcap", std::to_string(a.softcap), "0 (none) or a positive number");
-  }
-  if (!isfinite(a.scale)) return refuse("scale", std::to_string(a.scale), "a finite number");
-  if (a.causal != 0 && a.causal != 1) return refuse("causal", std::to_string(a.causal), "0 or 1");
-  if (a.window < 0) return refuse("window", std::to_string(a.window), "0 (none) or more");
-  if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN) {
-    return refuse("no_key", std::to_string(a.no_key), "0 (zero) or 1 (mean)");
-  }
-  return "";
-}
-
 }  // namespace
 
 std::string make_plan(const graft_expanded_attention& args, const graft_pool* pool, ExpandedPlan* plan) {
@@ -150,7 +135,7 @@ std::string make_plan(const graft_expanded_attention& args, const graft_pool* po
   p.args = args;
   p.pool = pool;
   std::string error = check_tensors(args, &p);
-  if (error.empty()) error = check_attributes(args);
+  if (error.empty()) error = check_attention_attributes(args);
   if (error.empty()) error = check_optional(&p);
   if (error.empty()) error = check_rows(p);
   return error;

@@ -34,20 +34,6 @@ std::string check_matrix(const graft_tensor& x, const char* name, const char* ax
   return "";
 }
 
-std::string check_attributes(const graft_topk_attention& a) {
-  if (a.top_k < 0) return refuse("k", std::to_string(a.top_k), "0 (every key) or more");
-  if (!(a.softcap >= 0.0f) || isinf(a.softcap)) {
-    return refuse("softcap", std::to_string(a.softcap), "0 (none) or a positive number");
-  }
-  if (!isfinite(a.scale)) return refuse("scale", std::to_string(a.scale), "a finite number");
-  if (a.causal != 0 && a.causal != 1) return refuse("causal", std::to_string(a.causal), "0 or 1");
-  if (a.window < 0) return refuse("window", std::to_string(a.window), "0 (none) or more");
-  if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN) {
-    return refuse("no_key", std::to_string(a.no_key), "0 (zero) or 1 (mean)");
-  }
-  return "";
-}
-
 // The common length of an axis along which 1 is repeated; -1 where they differ.
 int64_t broadcast(int64_t a, int64_t b) { return a == b || b == 1 ? a : a == 1 ? b : -1; }
 
@@ -182,7 +168,7 @@ std::string plan_for(const graft_topk_attention& args, const graft_pool* pool, i
   if (error.empty()) error = check_matrix(args.k, "k", "[b g t d]", kind);
   if (error.empty()) error = check_matrix(args.v, "v", "[b g t e]", kind);
   if (error.empty()) error = check_matrix(args.out, "out", "[b h s e]", args.q.dtype);
-  if (error.empty()) error = check_attributes(args);
+  if (error.empty()) error = check_attention_attributes(args);
   if (error.empty()) error = check_shapes(args, &p);
   if (error.empty()) error = check_out(args.out, p);
   if (error.empty()) error = check_optional(&p);

@@ -34,7 +34,7 @@ class Even:
         highest: no hidden key has a higher score.
         beside: what else is added.
         reach: how far that can change a score.
-        why_not: why there is no such number as the fill, or why it does not show; empty if all is well.
+        broken: why hidden keys have no such score in common; empty if they have.
     """
 
     parts: Parts = ()

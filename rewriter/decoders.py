@@ -57,9 +57,7 @@ def expand(decoder: PathLike, with_past: PathLike, output: PathLike, verify: boo
         _describe(staged, names, kept, old, new)
         for name in (name for name in _BESIDE if (Path(decoder).parent / name).is_file()):
             shutil.copy(Path(decoder).parent / name, staged / name)
-        sizes = {file.name: file.stat().st_size for file in sorted(staged.iterdir())}
-        staged.chmod(0o755)
-        os.replace(staged, folder)
+        sizes = files.publish_folder(staged, folder)
     return ExpandReport(
         decoder=str(decoder), with_past=str(with_past), output=str(folder), attentions=len(plans[0]), old=old, new=new,
         files=sizes, error=error,

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -103,6 +103,14 @@ def free_folder(output: str | os.PathLike[str]) -> Path:
     if not path.absolute().parent.is_dir():
         raise GraftError(f"{path}: the folder {path.parent} does not exist")
     return path
+
+
+def publish_folder(staged: Path, folder: Path) -> Mapping[str, int]:
+    """Put a staged folder in its place, and return the size of every file."""
+    sizes = {file.name: file.stat().st_size for file in sorted(staged.iterdir())}
+    staged.chmod(0o755)
+    os.replace(staged, folder)
+    return sizes
 
 
 def _data_files(source: str | os.PathLike[str]) -> set[Path]:

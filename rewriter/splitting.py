@@ -66,10 +66,7 @@ def _write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Any]) ->
         save_sharing(models, staged, WEIGHTS)
         manifest = json.dumps({"format": _FORMAT, "model": _hash(staged), **facts}, indent=2)
         (staged / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-        sizes = {file.name: file.stat().st_size for file in sorted(staged.iterdir())}
-        staged.chmod(0o755)
-        os.replace(staged, folder)
-    return sizes
+        return files.publish_folder(staged, folder)
 
 
 def _parts(host: OnnxHost, layers: int, ahead: int) -> tuple[Mapping[str, Any], dict[str, Any]]:

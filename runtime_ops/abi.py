@@ -40,17 +40,23 @@ class Tensor(ctypes.Structure):
     ]
 
 
+# Attributes of attention to chosen keys, which end the structures of the operations that have them.
+_CHOOSING = (
+    ("top_k", ctypes.c_int64),
+    ("scale", ctypes.c_float),
+    ("softcap", ctypes.c_float),
+    ("causal", ctypes.c_int32),
+    ("no_key", ctypes.c_int32),
+    ("window", ctypes.c_int64),
+)
+
+
 class TopKAttention(ctypes.Structure):
     """`graft_topk_attention`."""
 
     _fields_ = [
         *((name, Tensor) for name in ("q", "k", "v", "bias", "key_mask", "past_length", "out")),
-        ("top_k", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-        ("causal", ctypes.c_int32),
-        ("no_key", ctypes.c_int32),
-        ("window", ctypes.c_int64),
+        *_CHOOSING,
     ]
 
 
@@ -94,12 +100,7 @@ class ExpandedAttention(ctypes.Structure):
     _fields_ = [
         *((name, Tensor) for name in ("q", "memory", "w_k", "w_v", "b_v", "bias", "key_mask", "past_length")),
         *((name, Tensor) for name in ("beam_index", "out")),
-        ("top_k", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-        ("causal", ctypes.c_int32),
-        ("no_key", ctypes.c_int32),
-        ("window", ctypes.c_int64),
+        *_CHOOSING,
     ]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx
 import pytest
-from spellings import SPELLINGS, Spelling
-from test_spellings import EXACT_ROWS, check_rule
+from spellings import Spelling
+from test_spellings import EXACT_ROWS, check_refused, check_rule, written
 
 import rewriter
 from rewriter.errors import GraftError
@@ -86,14 +86,7 @@ REFUSES = {
 
 @pytest.mark.parametrize("id", REFUSES)
 def test_refuses(id: str, tmp_path: Path) -> None:
-    onnx.save(written(id), tmp_path / "original.onnx")
-    report = rewriter.apply(tmp_path / "original.onnx", (EXACT,), verify=False)
-    assert report.rewritten == 0
-    assert [row.reason for row in report.declined if REFUSES[id] in row.reason], report.declined
-
-
-def written(id: str) -> onnx.ModelProto:
-    return next(row for row in SPELLINGS if row.id == id).build()
+    check_refused(id, EXACT, REFUSES[id], tmp_path)
 
 
 def test_an_unknown_variant_is_refused() -> None:

@@ -10,9 +10,9 @@ import pytest
 from compare import BACKENDS, session
 from exports import SIZES, exported, folder
 from families import SWEEP, Case
-from spellings import SPELLINGS, Spelling
+from spellings import Spelling
 from test_families import attempt, inputs, largest
-from test_spellings import EXACT_ROWS, check_rule
+from test_spellings import EXACT_ROWS, check_refused, check_rule, written
 
 import rewriter
 from rewriter.errors import GraftError
@@ -60,14 +60,7 @@ REFUSES = {
 
 @pytest.mark.parametrize("id", REFUSES)
 def test_refuses(id: str, tmp_path: Path) -> None:
-    onnx.save(written(id), tmp_path / "original.onnx")
-    report = rewriter.apply(tmp_path / "original.onnx", (FORCED,), verify=False)
-    assert report.rewritten == 0
-    assert [row.reason for row in report.declined if REFUSES[id] in row.reason], report.declined
-
-
-def written(id: str) -> onnx.ModelProto:
-    return next(row for row in SPELLINGS if row.id == id).build()
+    check_refused(id, FORCED, REFUSES[id], tmp_path)
 
 
 def test_what_would_grow_is_declined_unless_forced(tmp_path: Path) -> None:

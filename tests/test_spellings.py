@@ -131,6 +131,18 @@ def check_rule(spelling: Spelling, rule: str, reasons: Sequence[str], tmp_path: 
         assert any(said in row.reason for said in reasons), row.reason
 
 
+def check_refused(id: str, rule: str, reason: str, tmp_path: Path) -> None:
+    """A rule leaves a spelling as it is, and says why."""
+    onnx.save(written(id), tmp_path / "original.onnx")
+    report = rewriter.apply(tmp_path / "original.onnx", (rule,), verify=False)
+    assert report.rewritten == 0
+    assert [row.reason for row in report.declined if reason in row.reason], report.declined
+
+
+def written(id: str) -> onnx.ModelProto:
+    return next(row for row in SPELLINGS if row.id == id).build()
+
+
 def check_numbers(spelling: Spelling, original: Path, rewritten: list[Path]) -> None:
     golden = spelling.golden()
     run = session(original, library=False).run

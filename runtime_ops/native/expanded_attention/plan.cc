@@ -7,8 +7,6 @@
 namespace graft {
 namespace {
 
-bool is_float(int32_t dtype) { return dtype == GRAFT_F32 || dtype == GRAFT_F16 || dtype == GRAFT_BF16; }
-
 struct Wanted {
   const graft_tensor* x;
   const char *name, *axes;

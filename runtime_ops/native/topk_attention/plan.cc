@@ -12,8 +12,6 @@ namespace {
 
 constexpr int64_t kShortQuery = 32;  // below this, query heads of one key head are worked on together
 
-bool is_float(int32_t dtype) { return dtype == GRAFT_F32 || dtype == GRAFT_F16 || dtype == GRAFT_BF16; }
-
 std::string check_matrix(const graft_tensor& x, const char* name, const char* axes, int32_t dtype) {
   const std::string what = name;
   if (x.rank != 4) return refuse(what, "rank " + std::to_string(x.rank), std::string("4: ") + axes);

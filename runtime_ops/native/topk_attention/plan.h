@@ -23,6 +23,9 @@ std::string make_plan(const graft_topk_attention& args, const graft_pool* pool, 
 // The same for q and out in fp32, whatever k and v are.
 std::string make_wide_plan(const graft_topk_attention& args, const graft_pool* pool, Plan* plan);
 
+// Whether a type is one that kernels compute with.
+inline bool is_float(int32_t dtype) { return dtype == GRAFT_F32 || dtype == GRAFT_F16 || dtype == GRAFT_BF16; }
+
 // Checks the attributes that every attention over chosen keys has; an empty string, or what was met and what is allowed.
 template <class Args>
 std::string check_attention_attributes(const Args& a) {

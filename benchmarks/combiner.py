@@ -1,10 +1,11 @@
 """Combiner attention beside the fastest exact operators of ONNX Runtime, over the length of the sequence.
 
-Every graph takes q, k, v as [b s h*d], as projections leave them, and returns that layout; `heads first` is the
-operator alone on [b h s d]. Exact attention is the baseline: MultiHeadAttention where every query sees every key, the
-faster of it and GroupQueryAttention where not. Times are medians of rounds in which all candidates run one after the
-other in one process; `slope` is that of the logarithm of the time over that of the length. Peak memory is measured in
-a process per candidate, arena off, output included. Run `python benchmarks/combiner.py --help`.
+Every graph takes q, k, v as [b s h*d], as projections leave them, and returns that layout; graft's are the models that
+the rule combiner-attention makes of MultiHeadAttention, `heads first` is the operator alone on [b h s d]. Exact
+attention is the baseline: MultiHeadAttention where every query sees every key, the faster of it and
+GroupQueryAttention where not. Times are medians of rounds in which all candidates run one after the other in one
+process; `slope` is that of the logarithm of the time over that of the length. Peak memory is measured in a process per
+candidate, arena off, output included. Run `python benchmarks/combiner.py --help`.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 from attention import Candidate, runner
 from attention_graphs import Graph, Problem, group_query, multi_head
 from measuring import fresh, in_turn, peak_of, save
+
+import rewriter
 
 FAST = ("fixed", "logsparse")  # also as the operator alone on [b h s d]
 VARIANTS = ("fixed", "logsparse", "axial-vertical", "axial-horizontal", "axial-row-major", "mixture")
 
 
 def combiner(p: Problem, variant: str, causal: int, heads_first: bool = False) -> Any:
-    """CombinerAttention as weights that were not trained with it need it; with reshapes, unless heads come first."""
+    """Return what the rule makes of MultiHeadAttention, or the same operator alone where heads come first."""
+    if not heads_first:
+        original = ir.from_proto(multi_head(p, causal=causal))
+        rule = f"combiner-attention:variant={variant}"
+        return ir.to_proto(rewriter.apply(original, (rule,), verify=False).result)
     g = Graph(p)
-    q, k, v = "qkv" if heads_first else tuple(map(g.split, "qkv"))
     form = {"variant": variant, "causal": causal, "pooling": "mean", "region_logit": "counted"}
-    out = g.add("CombinerAttention", q, k, v, domain="ai.graft", **form)
-    return g.model(out if heads_first else g.merge(out), heads_first)
+    return g.model(g.add("CombinerAttention", *"qkv", domain="ai.graft", **form), heads_first)
 
 
 def candidates() -> list[Candidate]:

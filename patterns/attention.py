@@ -69,6 +69,7 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
     heads, kv_heads = operands.size(frame.h), operands.size(kv)
     operands.check_heads(softmax, heads, kv_heads)
     beside = graphs.beside(product.out)
+    out, have = _tokens_first(graphs, product, frame)
     cap, scale = scores.cap, scores.scale * q.factor * k.factor
     masking = scores.masking.finished()
     return AttentionSite(
@@ -84,7 +85,7 @@ def _read_one(graphs: Graphs, name: str, softmax: Expr, split: Finer | None) -> 
         kv_heads=kv_heads,
         head_width=operands.width(scores.q),
         value_width=operands.width(product.v),
-        out=Operand(value=product.out, axes=product.axes),
+        out=Operand(value=out, axes=have),
         node=graphs.node(softmax),
         leaks=(*product.leaks, *_scores_given(beside)),
         beside={handle: expr for handle, expr in beside.items() if expr is not None},
@@ -219,6 +220,19 @@ def _handled(graphs: Graphs, out: Expr, axes: layout.Axes) -> tuple[Expr, layout
         onward = layout.forward(users[0], axes) if len(users) == 1 else None
         if onward is None:
             raise Unreadable("the product with the values is no value of the graph", out)
+        out, axes = users[0], onward
+    return out, axes
+
+
+def _tokens_first(graphs: Graphs, product: _Values, frame: Frame) -> tuple[Expr, layout.Axes]:
+    """Return the result behind the views that bring its tokens before its heads, if nothing else reads it."""
+    out, axes = product.out, product.axes
+    wanted = [*frame.b, *frame.s, *frame.h]
+    while [a for axis in axes for a in axis][:-1] != wanted:
+        users = graphs.users.get(id(out), [])  # who asks for its shape keeps it, too
+        onward = layout.forward(users[0], axes) if len(users) == 1 and id(out) not in graphs.outputs else None
+        if onward is None or users[0].handle is None:
+            return product.out, product.axes
         out, axes = users[0], onward
     return out, axes
 

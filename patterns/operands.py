@@ -34,11 +34,11 @@ def _choices(
         atoms = [a for axis in have for a in axis]
         last = tuple(a for a in atoms if a.letter in "de")
         heads = tuple(a for a in atoms if a.letter == "h")
-        target = (lead[0], heads, lead[2], last)
+        target, other = (lead[0], heads, lead[2], last), (lead[0], lead[2], heads, last)
         if not _outer_parts(heads) or layout.arrange(x, have, target) is None:
             continue
         plain = all(len(axis) == 1 for axis in have)
-        effort = 0 if have == target else 1 if plain else 2
+        effort = 0 if have in (target, other) else 1 if plain else 2
         # fewest heads first, then without a scale left on the operand, then the least rearranging, then the deepest
         cost = (_volume(heads), float(_scales_below(x)), float(effort), float(-depth))
         out.append(Choice(operand=Operand(value=x, axes=have), factor=factor, lead=heads, cost=cost))

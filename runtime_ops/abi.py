@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_RANK = 5
 DTYPES = {
     np.dtype(np.float32): 1,
@@ -91,6 +91,7 @@ class CombinerAttention(ctypes.Structure):
         ("span", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("causal", ctypes.c_int32),
+        ("no_key", ctypes.c_int32),
     ]
 
 
@@ -139,18 +140,37 @@ def aligned(array: Array | None, rank: int) -> Array | None:
     return None if array is None else array[(np.newaxis,) * (rank - array.ndim)]
 
 
-def matrices(*given: Array) -> list[Array]:
-    """Return q, k and v with contiguous last axes."""
+def matrices(first: Collection[str], *given: Array) -> list[Array]:
+    """Return q, k and v, heads first, with contiguous last axes."""
     if any(x.ndim != 4 for x in given):
         q, k, v = (x.ndim for x in given)
         raise LibraryError(f"q, k and v have ranks {q}, {k} and {v}; allowed is 4.")
-    return [rows(x) for x in given]
+    return [turned(name in first, rows(x)) for name, x in zip("qkv", given, strict=True)]
 
 
-def attended(q: Array, k: Array, v: Array) -> Array:
+def attended(first: Collection[str], q: Array, k: Array, v: Array) -> Array:
     """Return a place for the result [b h s e]."""
     b = max(x.shape[0] for x in (q, k, v)) if q.size and k.size else q.shape[0]
-    return np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
+    return place(first, (b, *q.shape[1:3], v.shape[3]), q.dtype)
+
+
+def place(first: Collection[str], lengths: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return a place of these lengths for a result, whose tokens come first in memory where that is asked for."""
+    b, h, s, e = lengths
+    return turned("out" in first, np.empty((b, s, h, e) if "out" in first else lengths, dtype))
+
+
+def turned(other: bool, x: Array) -> Array:
+    """Return a view with heads first of what has tokens first, or the reverse; or the array as it is."""
+    return x.swapaxes(1, 2) if other else x
+
+
+def tokens_first(text: str, allowed: Collection[str] = ("q", "k", "v", "out")) -> Collection[str]:
+    """Return the operands that attribute ``tokens_first`` names."""
+    names = text.split()
+    if not set(names) <= set(allowed):
+        raise LibraryError(f"tokens_first is {text}; allowed are some of {' '.join(allowed)}.")
+    return names
 
 
 def _make_pool(executor: ThreadPoolExecutor, threads: int) -> _Pool:

@@ -33,7 +33,7 @@ class Bodies:
         The first body of an operation has none: ONNX Runtime (1.31) loses the overload of a call inside another
         function, so that only this one is found there where our kernels are missing.
         """
-        signature = spec.told(signature)
+        signature = spec.told(signature, values)
         told = {name: (str(shape), str(dtype)) for name, (shape, dtype) in signature.items()}
         key = repr((spec.name, told, sorted(values.items()), opset))
         if key not in self._overloads:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime_ops.abi import MAX_RANK, LibraryError, Tensor, TopKAttention
-from runtime_ops.kernels import find_library
+from runtime_ops.library import find_library
 from runtime_ops.ops.topk_attention import NO_KEY, ZERO
 
 if TYPE_CHECKING:
@@ -117,14 +117,15 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Return the result of TopKAttention and, with `keep`, the kept scores and keys [b h s k] for `backward`.
 
-    The inputs are those of the operation, in its order; fp32, fp16 or bf16, accumulated in fp32.
+    The inputs are those of the operation, in its order, heads first; fp32, fp16 or bf16, accumulated in fp32. Only in
+    memory the result may have tokens first.
     """
     settings = _settings(inputs, attrs)
     q, k, v, bias, key_mask, past = inputs
     rows = tuple(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     past = None if past is None or q is None else past.to(q.device).reshape(-1)
-    return _forward((*rows, bias, key_mask, past), settings, keep and settings[0] > 0)
+    return _forward((*rows, bias, key_mask, past), settings, attrs, keep and settings[0] > 0)
 
 
 def backward(
@@ -198,15 +199,19 @@ def _arguments(inputs: tuple[Any, ...], out: torch.Tensor, settings: tuple[Any, 
     return TopKAttention(*(_view(x) for x in inputs), _view(out), *settings)
 
 
-def _forward(inputs: tuple[Any, ...], settings: tuple[Any, ...], keep: bool) -> tuple[Any, Any, Any]:
+def _forward(
+    inputs: tuple[Any, ...], settings: tuple[Any, ...], attrs: Mapping[str, Any], keep: bool
+) -> tuple[Any, Any, Any]:
     """Return the result and, where asked for, the kept scores and keys."""
     import torch
+
+    from runtime_ops.torch_layout import place
 
     q, k, v = inputs[:3]
     if {x.ndim for x in (q, k, v)} != {4}:
         raise LibraryError(f"q, k and v have ranks {q.ndim}, {k.ndim} and {v.ndim}; allowed is 4.")
     b = max(q.shape[0], k.shape[0], v.shape[0]) if min(q.shape[0], k.shape[0], v.shape[0]) else 0
-    out = torch.empty((b, *q.shape[1:3], v.shape[3]), dtype=q.dtype, device=q.device)
+    out = place(q, (b, *q.shape[1:3], v.shape[3]), attrs)
     scores = keys = saved = None
     if keep:
         shape = (*out.shape[:3], settings[0])

@@ -1,87 +1,28 @@
-"""The compiled kernels: find the library, ask what it offers, and run it on numpy arrays or in ONNX Runtime.
+"""The compiled kernels: ask the library what it offers, and run it on numpy arrays or in ONNX Runtime.
 
 The library has no Python ABI: what is here speaks the plain C interface of `native/abi.h` through ctypes.
-`GRAFT_LIBRARY` names another library file, `GRAFT_ISA` caps the instruction set that kernels use.
+`GRAFT_ISA` caps the instruction set that kernels use.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
 import math
-import os
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import runtime_ops
 from runtime_ops import abi
 from runtime_ops.abi import Array, LibraryError
+from runtime_ops.library import library_path, load
 from runtime_ops.ops.topk_attention import NO_KEY
 
 __all__ = [
-    "LibraryError", "find_library", "kernels", "library_path", "load", "register", "run_combiner_attention",
+    "LibraryError", "kernels", "library_path", "load", "register", "run_combiner_attention",
     "run_expanded_attention", "run_segment_attention", "run_topk_attention", "run_topk_feed_forward", "session",
 ]  # fmt: skip
-
-_DISTRIBUTION = "attn-graft"
-
-
-def library_path() -> Path | None:
-    """Return where the kernel library lies, or None where this installation has none."""
-    return find_library("GRAFT_LIBRARY", "libruntime_ops.so")
-
-
-def find_library(variable: str, name: str) -> Path | None:
-    """Return the file that an environment variable names, or that lies in this package; None if there is none."""
-    named = os.environ.get(variable)
-    # an editable install keeps what it built in a folder of its own, which is part of the package's path
-    paths = [Path(named)] if named else [Path(folder) / name for folder in runtime_ops.__path__]
-    return next((path for path in paths if path.is_file()), None)
-
-
-def load() -> ctypes.CDLL:
-    """Load the kernel library, checked to be the one that belongs to this package."""
-    path = library_path()
-    if path is None:
-        named = os.environ.get("GRAFT_LIBRARY")
-        where = f"GRAFT_LIBRARY names {named}, which is no file" if named else "this installation has no library"
-        raise LibraryError(
-            f"No compiled kernels: {where}. Models still run, on the standard operators of their functions."
-        )
-    return _load(path)
-
-
-@functools.cache
-def _load(path: Path) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise LibraryError(f"{path} cannot be loaded: {error}") from error
-    if not hasattr(library, "graft_abi_version"):
-        raise LibraryError(f"{path} is no graft kernel library: it has no graft_abi_version")
-    for name in ("graft_version", "graft_list_kernels"):
-        getattr(library, name).restype = ctypes.c_char_p
-    _check_versions(library, path)
-    return library
-
-
-def _check_versions(library: ctypes.CDLL, path: Path) -> None:
-    found = library.graft_abi_version()
-    if found != abi.ABI_VERSION:
-        raise LibraryError(
-            f"{path} has ABI version {found}, this package needs {abi.ABI_VERSION}: build or install them together."
-        )
-    try:
-        wanted = metadata.version(_DISTRIBUTION)
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return
-    found = library.graft_version().decode()
-    if found != wanted:
-        raise LibraryError(f"{path} belongs to {_DISTRIBUTION} {found}, not to the installed {wanted}.")
 
 
 def kernels() -> list[dict[str, Any]]:
@@ -117,6 +58,7 @@ def run_topk_attention(
     window: int = 0,
     softcap: float = 0.0,
     no_key: str = "zero",
+    tokens_first: str = "",
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
@@ -124,19 +66,19 @@ def run_topk_attention(
 
     q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length
     int64, a scalar or [b]. fp32, fp16 or bf16, accumulated in fp32. The other arguments: those of
-    `ai.graft::TopKAttention`. `isa` forces a kernel; `threads` are Python threads, started for the call.
+    `ai.graft::TopKAttention`; `tokens_first` "q k v out" reads [b s h d] and writes [b s h e] without a copy, and so
+    for any of them. `isa` forces a kernel; `threads` are Python threads, started for the call.
     """
-    q, k, v = abi.matrices(q, k, v)
+    first = abi.tokens_first(tokens_first)
+    q, k, v = abi.matrices(first, q, k, v)
     past = None if past_length is None else np.asarray(past_length, np.int64)
-    out = abi.attended(q, k, v)
+    out = abi.attended(first, q, k, v)
     inputs = (q, k, v, abi.aligned(bias, 4), key_mask, abi.aligned(past, 1))
     views = [abi.view(array) for array in (*inputs, out)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    if no_key not in NO_KEY:
-        raise LibraryError(f"no_key is {no_key}; allowed are {', '.join(NO_KEY)}.")
-    args = abi.TopKAttention(*views, k_top, factor, softcap, causal, NO_KEY.index(no_key), window)
+    args = abi.TopKAttention(*views, k_top, factor, softcap, causal, _no_key(no_key), window)
     _run("topk_attention", args, isa, threads)
-    return out
+    return abi.turned("out" in first, out)
 
 
 def run_segment_attention(
@@ -149,6 +91,7 @@ def run_segment_attention(
     *,
     scale: float | None = None,
     softcap: float = 0.0,
+    tokens_first: str = "",
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
@@ -157,12 +100,13 @@ def run_segment_attention(
     q [b h t d], k [b g t d], v [b g t e], segments int64 [b t], bias right-aligned to [b h t t], key_mask bool
     [b t]; otherwise as `run_topk_attention`.
     """
-    q, k, v = abi.matrices(q, k, v)
-    out = abi.attended(q, k, v)
+    first = abi.tokens_first(tokens_first)
+    q, k, v = abi.matrices(first, q, k, v)
+    out = abi.attended(first, q, k, v)
     views = [abi.view(array) for array in (q, k, v, segments, abi.aligned(bias, 4), key_mask, out)]
     args = abi.SegmentAttention(*views, q.shape[3] ** -0.5 if scale is None else scale, softcap)
     _run("segment_attention", args, isa, threads)
-    return out
+    return abi.turned("out" in first, out)
 
 
 def run_topk_feed_forward(
@@ -209,7 +153,9 @@ def run_combiner_attention(
     pooling: str = "max",
     region_logit: str = "paper",
     causal: bool = False,
+    no_key: str = "zero",
     scale: float | None = None,
+    tokens_first: str = "",
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
@@ -219,14 +165,16 @@ def run_combiner_attention(
     The other arguments: those of `ai.graft::CombinerAttention`. `isa` forces a kernel; `threads` are Python
     threads, started for the call.
     """
-    q, k, v = abi.matrices(q, k, v)
+    first = abi.tokens_first(tokens_first)
+    q, k, v = abi.matrices(first, q, k, v)
     b = next((x.shape[0] for x in (q, k, v) if x.shape[0] != 1), 1)
-    out = np.empty((b, *q.shape[1:3], v.shape[3]), q.dtype)
+    out = abi.place(first, (b, *q.shape[1:3], v.shape[3]), q.dtype)
     views = [abi.view(array) for array in (q, k, v, key_mask, out)]
+    unseeing = _no_key(no_key)
     words = [word.encode() for word in (variant, pooling, region_logit)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    _run("combiner_attention", abi.CombinerAttention(*views, *words, span, factor, causal), isa, threads)
-    return out
+    _run("combiner_attention", abi.CombinerAttention(*views, *words, span, factor, causal, unseeing), isa, threads)
+    return abi.turned("out" in first, out)
 
 
 def run_expanded_attention(
@@ -246,6 +194,7 @@ def run_expanded_attention(
     softcap: float = 0.0,
     window: int = 0,
     no_key: str = "zero",
+    tokens_first: str = "",
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
@@ -256,13 +205,21 @@ def run_expanded_attention(
     """
     if (q.ndim, w_v.ndim) != (4, 3):
         raise LibraryError(f"q and w_v have ranks {q.ndim} and {w_v.ndim}; allowed are 4 and 3.")
-    out = np.empty((*q.shape[:3], w_v.shape[1]), q.dtype)
+    first = abi.tokens_first(tokens_first, ("q", "out"))
+    q = abi.turned("q" in first, q)
+    out = abi.place(first, (*q.shape[:3], w_v.shape[1]), q.dtype)
     given = [*map(abi.rows, (q, memory, w_k, w_v)), b_v, abi.aligned(bias, 4), key_mask]
     views = [abi.view(x) for x in (*given, abi.aligned(past_length, 1), beam_index, out)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    args = abi.ExpandedAttention(*views, k_top, factor, softcap, causal, NO_KEY.index(no_key), window)
+    args = abi.ExpandedAttention(*views, k_top, factor, softcap, causal, _no_key(no_key), window)
     _run("expanded_attention", args, isa, threads)
-    return out
+    return abi.turned("out" in first, out)
+
+
+def _no_key(word: str) -> int:
+    if word not in NO_KEY:
+        raise LibraryError(f"no_key is {word}; allowed are {', '.join(NO_KEY)}.")
+    return NO_KEY.index(word)
 
 
 def _run(op: str, args: ctypes.Structure, isa: str | None, threads: int) -> None:

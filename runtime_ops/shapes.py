@@ -273,5 +273,5 @@ SHAPE: dict[str, Rule] = {
     "pick": lambda args, attrs: args[1].shape,
     "matmul": _matmul,
     "range": _range,
-    "call": lambda args, attrs: attrs["spec"].shape(dict(zip(attrs["names"], args, strict=True))),
+    "call": lambda args, attrs: attrs["spec"].shape(dict(zip(attrs["names"], args, strict=True)), attrs["values"]),
 }

@@ -46,6 +46,15 @@ class Sample:
     attrs: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
+TOKENS_FIRST = Attribute(
+    name="tokens_first",
+    kind=str,
+    default="",
+    doc='operands whose tokens come before their heads, as projections leave them, out among them: "q k v out" has '
+    "axes 1 and 2 of all four exchanged; none of them needs a transposed copy then",
+)
+OUT = "out"  # what the result is called there
+
 Signature = Mapping[str, tuple[Sequence[Dim] | None, np.dtype[Any]]]
 Reference = Callable[[Mapping[str, Expr | None], Mapping[str, Any]], Expr]
 
@@ -61,7 +70,8 @@ class OpSpec:
         attributes: with their defaults.
         output: axes of the result by letter.
         fixed: letters of the axes whose lengths a function body may rely on; it holds for every length of others.
-        reference: the meaning, in the words of the alphabet; floating inputs arrive in float32.
+        by_heads: the operands [. heads tokens .] that ``TOKENS_FIRST`` may name, for operations that have it.
+        reference: the meaning, in the words of the alphabet; floating inputs arrive in float32, heads first.
         check: returns what is wrong with attribute values, or None.
         samples: the calls that every back end is tested on.
     """
@@ -75,6 +85,7 @@ class OpSpec:
     check: Callable[[Mapping[str, Any]], str | None]
     samples: Callable[[], Sequence[Sample]]
     fixed: str = ""
+    by_heads: Sequence[str] = ()
 
     domain = DOMAIN
 
@@ -88,27 +99,35 @@ class OpSpec:
         args = [e for e in given.values() if e is not None]
         return make("call", *args, spec=self, names=tuple(given), values=self.attrs(attrs))
 
+    def letters(self, name: str, layout: str, attrs: Mapping[str, Any]) -> list[str]:
+        """Return the axes that an operand has in a call."""
+        found = layout.split()
+        if name in turned(attrs):
+            found[1], found[2] = found[2], found[1]
+        return found
+
     def shape(
-        self, inputs: Mapping[str, Expr], join: Callable[[Dim, Dim], Dim] = broadcast_dim
+        self, inputs: Mapping[str, Expr], attrs: Mapping[str, Any], join: Callable[[Dim, Dim], Dim] = broadcast_dim
     ) -> tuple[Dim, ...] | None:
         """Return the shape of the result: every letter has the length that it has in the inputs.
 
         Args:
             inputs: by name; optional ones do not matter.
+            attrs: the call's attributes.
             join: gives the length of two axes after broadcasting, for hosts with lengths of their own.
         """
         lengths: dict[str, tuple[Dim, ...]] = {}
         for i in self.inputs:
             expr = inputs.get(i.name)
             if not i.optional and expr is not None and expr.shape is not None:
-                for letter, axes in _by_letter(i.layout, expr.shape).items():
+                for letter, axes in _by_letter(self.letters(i.name, i.layout, attrs), expr.shape).items():
                     lengths[letter] = broadcast(lengths.get(letter, ()), axes, join=join)
-        letters = self.output.split()
+        letters = self.letters(OUT, self.output, attrs)
         return tuple(d for x in letters for d in lengths[x]) if set(letters) <= set(lengths) else None
 
-    def told(self, signature: Signature) -> Signature:
+    def told(self, signature: Signature, attrs: Mapping[str, Any]) -> Signature:
         """Return what of a call's signature its function body may rely on: ranks, and lengths of ``fixed`` axes."""
-        layouts = {i.name: i.layout.split() for i in self.inputs}
+        layouts = {i.name: self.letters(i.name, i.layout, attrs) for i in self.inputs}
         return {name: (self._told(layouts[name], shape), dtype) for name, (shape, dtype) in signature.items()}
 
     def _told(self, letters: Sequence[str], shape: Sequence[Dim] | None) -> tuple[Dim, ...] | None:
@@ -130,10 +149,16 @@ class OpSpec:
         if unknown:
             raise ValueError(f"{self.name} has no attribute {unknown[0]}; it has {', '.join(defaults)}")
         merged = {**defaults, **given}
-        wrong = self.check(merged)
+        wrong = self.check(merged) or self._wrong_order(merged)
         if wrong:
             raise ValueError(f"{self.name}: {wrong}")
         return merged
+
+    def _wrong_order(self, attrs: Mapping[str, Any]) -> str | None:
+        given = turned(attrs)
+        if set(given) <= set(self.by_heads) and len(given) == len(set(given)):
+            return None
+        return f"tokens_first is {attrs[TOKENS_FIRST.name]}; it must be some of {' '.join(self.by_heads)}"
 
     def golden(self, arrays: Mapping[str, np.ndarray | None], attrs: Mapping[str, Any]) -> np.ndarray:
         """Return the result in float64."""
@@ -170,13 +195,26 @@ class OpSpec:
         return [symbol(i.name, *present[i.name]) if i.name in present else None for i in self.inputs]
 
     def _body(self, inputs: Sequence[Expr | None], attrs: Mapping[str, Any]) -> Expr:
+        values = self.attrs(attrs)
         wide = {i.name: _float32(e) for i, e in zip(self.inputs, inputs, strict=False)}
-        return self.reference({i.name: wide.get(i.name) for i in self.inputs}, self.attrs(attrs))
+        first = {i.name: heads_first(wide.get(i.name), i.name, values) for i in self.inputs}
+        result = heads_first(self.reference(first, values), OUT, values)
+        assert result is not None  # there is one for every call
+        return result
 
 
-def _by_letter(layout: str, shape: Sequence[Dim]) -> dict[str, tuple[Dim, ...]]:
+def turned(attrs: Mapping[str, Any]) -> list[str]:
+    """Return the operands of a call that have tokens first."""
+    return str(attrs.get(TOKENS_FIRST.name, "")).split()
+
+
+def heads_first(x: Expr | None, name: str, attrs: Mapping[str, Any]) -> Expr | None:
+    """Return an operand with heads first; or the result as a call gives it, which is the same exchange."""
+    return x if x is None or name not in turned(attrs) else make("transpose", x, perm=(0, 2, 1, 3))
+
+
+def _by_letter(letters: Sequence[str], shape: Sequence[Dim]) -> dict[str, tuple[Dim, ...]]:
     """Return the lengths that each letter of a layout stands for: one, or for ``...`` all that are left in front."""
-    letters = layout.split()
     front = len(shape) - len(letters) + 1 if letters[0] == "..." else 1
     return {letters[0]: tuple(shape[:front])} | {
         letter: (length,) for letter, length in zip(letters[1:], shape[front:], strict=True)

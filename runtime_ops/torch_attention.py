@@ -16,17 +16,24 @@ import torch
 
 from runtime_ops import cuda, torch_run
 from runtime_ops.ops.topk_attention import TOPK_ATTENTION
+from runtime_ops.spec import OUT
 from runtime_ops.torch_chunks import Chunk, Problem
+from runtime_ops.torch_layout import by_heads, exchanged, place
 from runtime_ops.torch_select import Lookup, best, softmax_
 from runtime_ops.torch_training import Attrs, Inputs, Training
 
 Tensor = torch.Tensor
 
 
-def forward(p: Problem) -> tuple[Tensor, Tensor]:
-    """Return the result [b h s e] and the chosen keys int32 [b h s k], -1 where a row sees fewer than k; k may be 0."""
+def forward(p: Problem, result: Tensor) -> Tensor:
+    """Return the chosen keys int32 [b h s k], -1 where a row sees fewer than k; k may be 0.
+
+    Args:
+        p: the call.
+        result: zeros [b h s e], where the result goes.
+    """
     b, g, r, s, _ = p.q.shape
-    out = p.q.new_zeros(b, g, r, s, p.v.shape[3])
+    out = result.unflatten(1, (g, r))
     keys = torch.full((b, g, r, s, p.k_top), -1, dtype=torch.int32, device=p.q.device)
     for at in p.chunks():
         x, _ = p.scores(at)
@@ -44,7 +51,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:
         if unseeing is not None:
             mixed = mixed.where(~unseeing, p.v[at.b, at.g].to(p.kind).mean(2)[:, :, None, None])
         out[at.b, at.g, :, at.s] = mixed.to(out.dtype)
-    return out.flatten(1, 2), keys.flatten(1, 2)
+    return keys.flatten(1, 2)
 
 
 class Gradients:
@@ -52,8 +59,8 @@ class Gradients:
 
     def __init__(self, p: Problem, bias: Tensor | None) -> None:
         self.p = p
-        self.q = torch.zeros(p.q.shape, dtype=p.q.dtype, device=p.q.device)
-        self.k, self.v = (torch.zeros(x.shape, dtype=p.kind, device=x.device) for x in (p.k, p.v))
+        self.q = torch.zeros_like(p.q)  # in memory as the queries are
+        self.k, self.v = (torch.zeros_like(x, dtype=p.kind) for x in (p.k, p.v))
         self.bias = None
         if bias is not None:
             g, r = p.q.shape[1:3]
@@ -146,9 +153,12 @@ def _forward(inputs: Inputs, attrs: Attrs, extra: Sequence[Any]) -> tuple[Tensor
     if not dropped and cuda.trains(inputs, attrs):
         out, scores, keys = cuda.forward(inputs, attrs, keep=True)
     elif not dropped and not attrs["k"] and torch_run.on_cpu(TOPK_ATTENTION, inputs):
-        out = torch_run.run(TOPK_ATTENTION, inputs, attrs)
+        out = exchanged(torch_run.run(TOPK_ATTENTION, inputs, attrs), OUT, attrs)
     else:
-        out, keys = forward(Problem.of(inputs, attrs, extra))
+        p = Problem.of(inputs, attrs, extra)
+        b, g, r, s, _ = p.q.shape
+        out = place(p.q, (b, g * r, s, p.v.shape[3]), attrs).zero_()
+        keys = forward(p, out)
     none = out.new_empty((*out.shape[:3], 0), dtype=torch.float32)
     return out, none if scores is None else scores, none.int() if keys is None else keys
 
@@ -180,10 +190,13 @@ def _backward(
     return [d for d, need in zip(whole, (*needs[:3], *([True] if needs[3] else [])), strict=True) if need]
 
 
-TRAINING = Training(
-    saves=2,
-    extra=", float dropout_p=0.0, Tensor? seed=None",
-    forward=_forward,
-    fake=_fake,
-    backward=_backward,
+TRAINING = by_heads(
+    TOPK_ATTENTION,
+    Training(
+        saves=2,
+        extra=", float dropout_p=0.0, Tensor? seed=None",
+        forward=_forward,
+        fake=_fake,
+        backward=_backward,
+    ),
 )

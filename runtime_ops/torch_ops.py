@@ -63,18 +63,21 @@ def topk_attention(
     window: int = 0,
     softcap: float = 0.0,
     no_key: str = "zero",
+    tokens_first: str = "",
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Attend to the `k_top` best keys of every query (0: to all of them); runs and trains in memory O(s).
 
     q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length int64 [b];
-    returns [b h s e]. Gradients reach q, k, v and the bias. `window` and `no_key`: see `ai.graft::TopKAttention`.
+    returns [b h s e]. Gradients reach q, k, v and the bias. `window`, `no_key` and `tokens_first`: see
+    `ai.graft::TopKAttention`.
     `dropout_p` drops attention weights, as in training; its random numbers come from torch's default generator.
     """
     spec = OPS["TopKAttention"]
     inputs = (q, k, v, bias, key_mask, past_length)
     attrs = {
         "k": k_top, "scale": scale, "causal": int(causal), "window": window, "softcap": softcap, "no_key": no_key,
+        "tokens_first": tokens_first,
     }  # fmt: skip
     if not dropout_p:
         return op(spec)(*inputs, **attrs)
@@ -108,10 +111,10 @@ def _split(spec: OpSpec, args: Sequence[Any]) -> tuple[Inputs, dict[str, Any], S
 
 def _fake(spec: OpSpec, *args: Any) -> Tensor:
     """Return a tensor with the shape and type of the result, as tracing wants it."""
-    inputs, _, _ = _split(spec, args)
+    inputs, attrs, _ = _split(spec, args)
     pairs = zip(spec.inputs, inputs, strict=True)
     told = {i.name: symbol(i.name, x.shape, None) for i, x in pairs if x is not None}
-    shape = spec.shape(told, lambda a, b: torch.broadcast_shapes((a,), (b,))[0])
+    shape = spec.shape(told, attrs, lambda a, b: torch.broadcast_shapes((a,), (b,))[0])
     first = inputs[0]
     if shape is None or first is None:
         raise ValueError(f"{spec.name}: an input is missing that is not optional")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from runtime_ops import cuda, kernels, to_torch
-from runtime_ops.spec import Attribute, OpSpec
+from runtime_ops.spec import OUT, Attribute, OpSpec
+from runtime_ops.torch_layout import exchanged, heads_first
 
 Tensor = torch.Tensor
 Inputs = Sequence[Tensor | None]
@@ -31,7 +32,7 @@ def argument(attribute: Attribute) -> str:
 def run(spec: OpSpec, inputs: Inputs, attrs: Mapping[str, Any]) -> Tensor:
     """Return the result of a call, contiguous, from the fastest that takes its tensors."""
     if spec.name == cuda.OP and cuda.takes(inputs):
-        return cuda.forward(inputs, attrs, keep=False)[0]
+        return exchanged(cuda.forward(*heads_first(spec, inputs, attrs), keep=False)[0], OUT, attrs)
     where = _in_c if on_cpu(spec, inputs) else to_torch.call
     return where(spec, inputs, attrs).contiguous()
 

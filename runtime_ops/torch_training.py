@@ -50,7 +50,7 @@ def plain(run: Callable[[Inputs, Attrs], Tensor]) -> Training:
         return gradients
 
     return Training(
-        forward=lambda inputs, attrs, extra: (run(inputs, attrs),),
+        forward=lambda inputs, attrs, extra: (run(inputs, attrs).contiguous(),),
         fake=lambda out, inputs, attrs, extra: (),
         backward=backward,
     )

@@ -73,8 +73,9 @@ def _attend(
         query, key, value, bias, key_mask,
         torch.full((1,), t - s, dtype=torch.int64) if causal and t != s else None,
         k_top=k_top, scale=scaling, causal=bool(causal), softcap=softcap or 0.0, dropout_p=dropout,
+        tokens_first="out",
     )  # fmt: skip
-    return out.transpose(1, 2).contiguous(), None
+    return out, None
 
 
 def _split(attention_mask: Tensor | None, kind: torch.dtype) -> tuple[Tensor | None, Tensor | None]:

@@ -78,7 +78,9 @@ def _one(q: np.ndarray, k: np.ndarray, v: np.ndarray, keep: np.ndarray, i: int, 
         key, value = _summary(q, k, v, region, shown, i, keep, attrs)
         logits.append(q[i] @ key + (q.dtype.type(np.log(len(shown))) if attrs.get("region_logit") == "counted" else 0))
         values.append(value)
-    return _softmax(logits) @ np.asarray(values) if logits else np.zeros(v.shape[-1])
+    if not logits:
+        return v.mean(0) if attrs.get("no_key") == "mean" else np.zeros(v.shape[-1])
+    return _softmax(logits) @ np.asarray(values)
 
 
 def _summary(

@@ -43,6 +43,7 @@ TORCH = {
     "runtime_ops/torch_ops.py": "makes the torch ops",
     "runtime_ops/torch_run.py": "who runs them",
     "runtime_ops/transformers_attention.py": "takes transformers' tensors",
+    "runtime_ops/torch_layout.py": "tokens first as views",
     "runtime_ops/torch_training.py": "what training takes",
     "runtime_ops/torch_attention.py": "gradients of attention",
     "runtime_ops/torch_feed_forward.py": "gradients of feed-forward blocks",

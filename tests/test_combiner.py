@@ -15,6 +15,7 @@ from test_ops import isas, needs_library
 from runtime_ops import kernels
 from runtime_ops.ops.combiner_attention import COMBINER_ATTENTION as SPEC
 from runtime_ops.ops.combiner_attention import MIXTURE, VARIANTS
+from runtime_ops.ops.topk_attention import NO_KEY
 
 SINGLE = [name for name in VARIANTS if name != "mixture"]
 
@@ -32,7 +33,7 @@ def test_every_visible_key_is_in_one_region(variant: str, causal: bool) -> None:
 any_call = given(
     seed=st.integers(0, 1 << 30), t=st.integers(0, 40), span=st.one_of(st.integers(0, 45), st.just(1 << 30)),
     variant=st.sampled_from(VARIANTS), pooling=st.sampled_from(["max", "mean"]), causal=st.integers(0, 1),
-    region_logit=st.sampled_from(["paper", "counted"]), shown=st.floats(0, 1),
+    region_logit=st.sampled_from(["paper", "counted"]), shown=st.floats(0, 1), no_key=st.sampled_from(NO_KEY),
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ as plain float32 arithmetic is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -59,7 +59,7 @@ def present(sample: Sample, kind: Any = np.float32) -> dict[str, np.ndarray]:
 
 def model(spec: OpSpec, arrays: Arrays, attrs: Mapping[str, Any], opset: int) -> bytes:
     """Return a model of one call with its function body."""
-    signature = spec.told({n: (a.shape, a.dtype) for n, a in arrays.items()})
+    signature = spec.told({n: (a.shape, a.dtype) for n, a in arrays.items()}, attrs)
     body = spec.body(signature, attrs, opset, "1")
     first = arrays[spec.inputs[0].name]
     names = [i.name for i in spec.inputs]
@@ -182,6 +182,40 @@ def test_backend(spec: OpSpec, sample: Sample, run: Callable[..., np.ndarray], k
     assert error <= allowed(spec, golden, arrays, sample.attrs)
 
 
+def exchanged(spec: OpSpec, arrays: Arrays, first: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return inputs of which some have tokens first in memory too, and the attribute that says so."""
+    given = {n: np.ascontiguousarray(a.swapaxes(1, 2)) if n in first else a for n, a in arrays.items()}
+    return given, {"tokens_first": " ".join(first)}
+
+
+ORDERS = [
+    pytest.param(spec, sample, (name,) if name else spec.by_heads, id=f"{sample.id}-{name or 'all'}")
+    for spec, sample in SAMPLES
+    for name in (*spec.by_heads, "")
+    if spec.by_heads
+]
+
+
+@pytest.mark.parametrize(("spec", "sample", "first"), ORDERS)
+def test_tokens_first_changes_the_layout_alone(spec: OpSpec, sample: Sample, first: Sequence[str]) -> None:
+    arrays = present(sample)
+    given, order = exchanged(spec, arrays, first)
+    golden = spec.golden(arrays, sample.attrs)
+    attrs = {**sample.attrs, **order}
+
+    def back(out: np.ndarray) -> np.ndarray:
+        return out.swapaxes(1, 2) if "out" in first else out
+
+    np.testing.assert_array_equal(back(spec.golden(given, attrs)), golden)
+    if len(first) > 1 or first == ("out",):  # bodies of the other orders are made the same way
+        body = back(BACKENDS["function-body"](spec, given, attrs))
+        assert float(np.abs(body - golden).max(initial=0.0)) <= allowed(spec, golden, arrays, sample.attrs)
+    for name in set(BACKENDS).difference(["function-body"]) if kernels.library_path() else ():
+        out = BACKENDS[name](spec, given, attrs)
+        assert out.flags.c_contiguous
+        np.testing.assert_array_equal(back(out), BACKENDS[name](spec, arrays, sample.attrs))
+
+
 def _cannot(spec: OpSpec, sample: Sample, opset: int) -> bool:
     """Beams are folded into rows by Reshape, which below opset 14 takes a length of 0 for that of its input."""
     return spec.name == "ExpandedAttention" and opset < 14 and sample.id in ("no-keys", "no-queries")
@@ -213,8 +247,10 @@ def test_body_of_every_opset(spec: OpSpec, sample: Sample, opset: int) -> None:
         ({"size": 1}, "size"),
         ({"window": -3}, "window is -3"),
         ({"no_key": "nan"}, "no_key is nan; it must be one of zero, mean"),
+        ({"tokens_first": "bias"}, "tokens_first is bias; it must be some of q k v out"),
+        ({"tokens_first": "q q"}, "tokens_first is q q"),
     ],
-    ids=["k", "causal", "softcap", "unknown", "window", "no_key"],
+    ids=["k", "causal", "softcap", "unknown", "window", "no_key", "tokens_first", "tokens_first-twice"],
 )
 def test_wrong_attributes_are_refused(attrs: Mapping[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):

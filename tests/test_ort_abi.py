@@ -126,6 +126,27 @@ def test_every_type_and_every_choice_of_inputs_runs(dtype: int, bias_dtype: int,
         assert session.get_outputs()[0].shape == expected[shapes]
 
 
+@pytest.mark.parametrize("first", ["q", "k v", "out", "q k v out"])
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_tokens_first(shapes: str, first: str) -> None:
+    present, turned = INPUTS["q k v"], (0, 2, 1, 3)
+    given = feeds(1, 1, present)
+    proto = onnx.load_from_string(model(1, 1, present, shapes, tokens_first=first))
+    for value in proto.graph.input:
+        if value.name in first.split():
+            given[value.name] = np.ascontiguousarray(given[value.name].transpose(turned))
+            dims = value.type.tensor_type.shape.dim
+            if len(dims) == 4:
+                dims.insert(1, dims.pop(2))
+    session = open_session(proto.SerializeToString())
+    out = session.run(None, given)[0]
+    heads_first = kernels.run_topk_attention(**feeds(1, 1, present))
+    assert np.array_equal(out.transpose(turned) if "out" in first else out, heads_first)
+    expected = {"known": [2, 5, 4, 6], "named": ["b", "s", 4, 6]}
+    if "out" in first and shapes in expected and INFERS:
+        assert session.get_outputs()[0].shape == expected[shapes]
+
+
 @pytest.mark.parametrize("k", [0, 2])
 def test_windows_and_rows_without_a_key(k: int) -> None:
     given = feeds(1, 1, INPUTS["key_mask"]) | {"key_mask": np.zeros((2, 7), bool)}
@@ -156,6 +177,9 @@ REFUSED = {
     "causal": ({"causal": 2}, "attribute causal got 2, allowed 0 or 1"),
     "window": ({"window": -1}, "attribute window got -1, allowed 0"),
     "no_key": ({"no_key": "nan"}, "attribute no_key got nan, allowed zero, mean"),
+    "tokens_first": ({"tokens_first": "q bias"}, "attribute tokens_first got q bias, allowed some of q k v out"),
+    "tokens_first int": ({"tokens_first": 1}, "attribute tokens_first got an int, allowed a string"),
+    "tokens_first long": ({"tokens_first": "q " * 90 + "x"}, "attribute tokens_first got q q .* x, allowed some of"),
     "no_key int": ({"no_key": 1}, "attribute no_key got an int, allowed a string"),
     "scale": ({"scale": float("inf")}, "attribute scale got inf, allowed a finite number"),
 }
@@ -288,7 +312,7 @@ def child_count(probe: Probe) -> list[str]:
     options, error = probe.register(table, probe.version)
     assert error == "", error
     environment = probe.new(3, ctypes.c_int(4), ctypes.c_char_p(b"test"))
-    for attributes in ({}, {"k": 2, "scale": 0.5}):
+    for attributes in ({}, {"k": 2, "scale": 0.5, "tokens_first": ""}):
         proto = model(1, 1, INPUTS["q k v"], "named", **attributes)
         session = probe.new(8, environment, ctypes.c_char_p(proto), ctypes.c_size_t(len(proto)), options)
         run_session(probe, session)

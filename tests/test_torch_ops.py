@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ops import SAMPLES, allowed, present
+from test_ops import SAMPLES, allowed, exchanged, present
 from test_words import CALLS, CUBE, TENSORS, X
 
 from runtime_ops import interpret, kernels, to_torch, torch_ops
@@ -119,6 +119,27 @@ def arguments(spec: OpSpec, sample: Sample, needs: bool) -> tuple[Any, ...]:
 def test_opcheck(spec: OpSpec, sample: Sample, needs: bool) -> None:
     # gradients of different layouts are added up in different orders
     torch.library.opcheck(overload(spec), arguments(spec, sample, needs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sample", "first"),
+    [
+        pytest.param(spec, sample, (name,) if name else spec.by_heads, id=f"{spec.name}-{sample.id}-{name or 'all'}")
+        for spec in OPS.values()
+        for sample in spec.samples()[:2]
+        for name in (*spec.by_heads, "")
+        if spec.by_heads
+    ],
+)
+def test_tokens_first_changes_the_layout_alone(spec: OpSpec, sample: Sample, first: Sequence[str]) -> None:
+    given, order = exchanged(spec, present(sample), first)
+    other = Sample(id="tokens first", arrays=given, attrs={**sample.attrs, **order})
+    names = ["out", *(i.name for i in spec.inputs if i.kind == "float" and i.name in given)]
+    wanted, found = (gradients(torch_ops.op(spec), spec, one) for one in (sample, other))
+    for name, x, y in zip(names, wanted, found, strict=True):
+        torch.testing.assert_close(y.transpose(1, 2) if name in first else y, x, rtol=1e-5, atol=1e-5)
+    assert found[0].is_contiguous()
+    torch.library.opcheck(overload(spec), arguments(spec, other, needs=True), rtol=1e-4, atol=1e-4)
 
 
 BACKENDS = ["aot_eager", "inductor"]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from patterns.site import AttentionSite, Operand
+from patterns.site import AttentionSite
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
 from runtime_ops.ops.topk_attention import MEAN, ZERO
+from runtime_ops.spec import OUT, TOKENS_FIRST
 from runtime_ops.words import Expr, make, reshape
 
 _OP = OPS["TopKAttention"]
+_LETTERS = {"q": tuple("hsd"), "k": tuple("gtd"), "v": tuple("gte"), OUT: tuple("hse")}  # behind b
 
 
 def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
@@ -29,7 +31,7 @@ def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
 def call(site: AttentionSite, k: int) -> Plan:
     """Return the plan that computes the site's output by one call of ``TopKAttention``."""
     inputs = {**operands(site), "past_length": past_length(site)}
-    return Plan(values=result(site, _OP.call(inputs, {"k": k, **flags(site), **numbers(site)})))
+    return Plan(values=result(site, _OP.call(inputs, {"k": k, **flags(site), **numbers(site), **order(site)})))
 
 
 def past_length(site: AttentionSite) -> Expr | None:
@@ -55,15 +57,35 @@ def _both_sides(site: AttentionSite) -> int:
 
 
 def operands(site: AttentionSite) -> dict[str, Expr | None]:
-    """Return q [b h s d], k [b g t d], v [b g t e] of one type, and what masks them."""
-    frame, dtype, d, e = site.frame, _common_type(site), _letter(site.q, "d"), _letter(site.out, "e")
-    return {
-        "q": _typed(site.q.arranged((frame["b"], frame["h"], frame["s"], d)), dtype),
-        "k": _typed(site.k.arranged((frame["b"], frame["g"], frame["t"], d)), dtype),
-        "v": _typed(site.v.arranged((frame["b"], frame["g"], frame["t"], e)), dtype),
-        "bias": site.bias,
-        "key_mask": site.keys,
-    }
+    """Return q [b h s d], k [b g t d], v [b g t e] of one type, ordered as ``order`` says, and what masks them."""
+    dtype = _common_type(site)
+    tensors = {name: _typed(getattr(site, name).arranged(_axes(site, name)), dtype) for name in "qkv"}
+    return {**tensors, "bias": site.bias, "key_mask": site.keys}
+
+
+def order(site: AttentionSite, allowed: Sequence[str] = tuple(_LETTERS)) -> dict[str, str]:
+    """Return the attribute that says which tensors have tokens first, because they have in the graph."""
+    return {TOKENS_FIRST.name: " ".join(name for name in allowed if tokens_first(site, name))}
+
+
+def tokens_first(site: AttentionSite, name: str) -> bool:
+    """Return whether heads first would take a transposed copy of q, k, v or out, and tokens first none."""
+    have = [a.name for axis in getattr(site, name).axes for a in axis]
+    b, heads, tokens, width = _heads_first(site, name)
+    ways = (b, tokens, heads, width), (b, heads, tokens, width)
+    return [[a.name for axis in way for a in axis if a.name in have] == have for way in ways] == [True, False]
+
+
+def _axes(site: AttentionSite, name: str) -> layout.Axes:
+    """Return the axes that a tensor has in the call."""
+    b, heads, tokens, width = _heads_first(site, name)
+    return (b, tokens, heads, width) if tokens_first(site, name) else (b, heads, tokens, width)
+
+
+def _heads_first(site: AttentionSite, name: str) -> layout.Axes:
+    heads, tokens, width = _LETTERS[name]
+    letters = tuple(a for axis in getattr(site, name).axes for a in axis if a.letter == width)
+    return site.frame["b"], site.frame[heads], site.frame[tokens], letters
 
 
 def numbers(site: AttentionSite) -> dict[str, float]:
@@ -72,17 +94,13 @@ def numbers(site: AttentionSite) -> dict[str, float]:
 
 
 def result(site: AttentionSite, call: Expr) -> dict[Any, Expr]:
-    """Return what takes the place of the site's output, given the call [b h s e] that computes it."""
-    frame, out = site.frame, site.out.value
-    back = layout.arrange(call, (frame["b"], frame["h"], frame["s"], _letter(site.out, "e")), site.out.axes)
+    """Return what takes the place of the site's output, given the call that computes it, ordered as ``order`` says."""
+    out = site.out.value
+    back = layout.arrange(call, _axes(site, OUT), site.out.axes)
     assert back is not None  # the reader made this layout from the same atoms
     if out.dtype is not None and out.dtype != _common_type(site):
         back = make("cast", back, to=out.dtype)
     return {out.handle: back, **site.beside}
-
-
-def _letter(operand: Operand, letter: str) -> layout.Axis:
-    return tuple(a for axis in operand.axes for a in axis if a.letter == letter)
 
 
 def _common_type(site: AttentionSite) -> np.dtype[Any]:

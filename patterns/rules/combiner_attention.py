@@ -28,7 +28,7 @@ def _why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
         return f"its {s} queries and {t} keys are not proved to be one sequence, whose tokens regions are made of"
     if site.causal is not None and site.causal.offset != 0:
         return f"its causal mask is moved by {site.causal.offset}; regions need queries and keys at the same places"
-    return _why_no_mask(site) if site.bias is not None or site.window or site.averages else None
+    return _why_no_mask(site) if site.bias is not None or site.window else None
 
 
 def _why_no_mask(site: AttentionSite) -> str:
@@ -38,8 +38,8 @@ def _why_no_mask(site: AttentionSite) -> str:
         return "its mask is a window, which cuts through regions; a summary is seen whole or not at all"
     if all(isinstance(part, Causal | Keys) for part in parts):
         return (
-            "its mask is a finite number added to scores: where that hides every key of a query it averages over all "
-            "keys, which hidden keys cannot; a mask of -inf, or one that is proved to leave every query a key, is taken"
+            "its mask adds numbers to scores that are not proved to hide every key alike, as the operation does; "
+            "a fill of -inf, or one of -1e30 or lower, would be taken"
         )
     return "it adds a bias to single scores, such as one by distance, and a region has one logit for many keys"
 
@@ -56,7 +56,9 @@ def _warns(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
 def _plan(site: AttentionSite, given: Mapping[str, Any]) -> Plan:
     inputs = attention_call.operands(site)
     named = {name: inputs[name] for name in ("q", "k", "v", "key_mask")}
-    attrs = {**given, "causal": int(site.causal is not None), "scale": site.scale}
+    flags = attention_call.flags(site)
+    told = {"causal": flags["causal"], "no_key": flags["no_key"], "scale": site.scale}
+    attrs = {**given, **told, **attention_call.order(site)}
     return Plan(values=attention_call.result(site, _OP.call(named, attrs)))
 
 

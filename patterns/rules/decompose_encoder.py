@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from patterns.rules import attention_call
-from patterns.site import EncoderSite
+from patterns.site import AttentionSite, EncoderSite
 from rewriter.plan import Keeps, Option, Plan, Rule
 from runtime_ops.ops import OPS
 from runtime_ops.ops.pieces import count
@@ -39,8 +39,9 @@ def _plan(site: EncoderSite, given: Mapping[str, Any]) -> Plan:
     for layer in site.layers[: given["layers"]]:
         inputs = attention_call.operands(layer)
         inputs.update(bias=layer.whole, key_mask=None)  # the operation knows keys alone, and gives 0 without any
-        inputs["segments"] = _segments(site, inputs["q"], given)
-        values.update(attention_call.result(layer, _OP.call(inputs, attention_call.numbers(layer))))
+        inputs["segments"] = _segments(site, layer, inputs["q"], given)
+        attrs = {**attention_call.numbers(layer), **attention_call.order(layer)}
+        values.update(attention_call.result(layer, _OP.call(inputs, attrs)))
     return Plan(values=values)
 
 
@@ -49,12 +50,12 @@ def _places(x: Expr, axis: int) -> Expr:
     return count(dim(x, axis))
 
 
-def _segments(site: EncoderSite, q: Expr | None, given: Mapping[str, Any]) -> Expr:
-    """Return the segment of every token [b t]."""
+def _segments(site: EncoderSite, layer: AttentionSite, q: Expr | None, given: Mapping[str, Any]) -> Expr:
+    """Return the segment of every token [b t] of a layer with these queries."""
     assert q is not None
     if given["segments"] == WHOLE:
-        lengths = make("concat", *(make("dim", q, start=i, end=i + 1) for i in (0, 2)), axis=0)
-        return make("expand", const(0), lengths)
+        tokens = dim(q, 1 if attention_call.tokens_first(layer, "q") else 2)
+        return make("expand", const(0), make("concat", dim(q, 0), tokens, axis=0))
     if given["separator"] is not None:
         return _after_separator(_ids(site), given["separator"])
     return make("cast", site.given[given["segments"]], to=np.dtype(np.int64))

@@ -98,6 +98,7 @@ def call(
     typed = {name: attention_call.typed(x, site) for name, x in inputs.items()}
     placed = {**masks, "past_length": attention_call.past_length(site)}
     attrs = {**attention_call.numbers(site), **attention_call.flags(site), "scale": site.scale * keys.factor}
+    attrs.update(attention_call.order(site, _OP.by_heads))
     return attention_call.result(site, _OP.call({**typed, **placed}, attrs))
 
 

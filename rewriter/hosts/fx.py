@@ -246,6 +246,7 @@ def lasts(node: Node) -> bool:
     """
     name, writes = spelling(node)
     off = name == "dropout" and False in (*node.args[2:3], node.kwargs.get("train"))
+    off = off or (name == "scaled_dot_product_attention" and not any((*node.args[4:5], node.kwargs.get("dropout_p"))))
     swept = name == "_assert_tensor_metadata" or off or (writes and _fresh(node.args[0], node, node))
     return (writes or bool(node.is_impure())) and not swept
 

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; Python refuses a library that answers another number.
-#define GRAFT_ABI_VERSION 4
+#define GRAFT_ABI_VERSION 5
 
 enum { GRAFT_MAX_RANK = 5 };
 
@@ -91,6 +91,7 @@ typedef struct graft_combiner_attention {
   int64_t span;              // tokens of a row of the grid; 0 = about the square root of 2t or t
   float scale;               // multiplies q.k
   int32_t causal;            // 1: key j is visible to query i only if j <= i
+  int32_t no_key;            // a graft_no_key: what a query gets that sees no key
 } graft_combiner_attention;
 
 // Arguments of ai.graft::ExpandedAttention. Axes by letter: q [n h s d], memory [b t m], w_k [g d m], w_v [g e m],

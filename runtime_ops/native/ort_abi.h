@@ -14,6 +14,7 @@ struct OrtCustomOpDomain;
 struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtShapeInferContext;
+struct OrtOpAttr;
 struct OrtValue;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtCustomOp;  // below
@@ -27,6 +28,7 @@ struct OrtApiBase {
 enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum OrtElementType { ORT_UNDEFINED = 0 };  // others are numbered as in graft_dtype
 enum OrtCharacteristic { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };
+enum OrtOpAttrType { ORT_OP_ATTR_STRING = 5 };
 enum OrtMemType { ORT_MEM_DEFAULT = 0 };
 
 namespace ort {
@@ -72,8 +74,10 @@ constexpr Slot<void(Info*)> ReleaseTensorTypeAndShapeInfo{99};
 constexpr Slot<OrtStatus*(OrtSessionOptions*, const char*, const char*)> AddSessionConfigEntry{130};
 constexpr Slot<OrtStatus*(const OrtSessionOptions*, const char*, int*)> HasSessionConfigEntry{237};
 constexpr Slot<OrtStatus*(const OrtShapeInferContext*, size_t, Info**)> ShapeInferContext_GetInputTypeShape{268};
+constexpr Slot<OrtStatus*(const OrtShapeInferContext*, const char*, const OrtOpAttr**)> ShapeInferContext_GetAttribute{269};
 constexpr Slot<OrtStatus*(const OrtShapeInferContext*, size_t, const Info*)> ShapeInferContext_SetOutputTypeShape{270};
 constexpr Slot<OrtStatus*(Info*, const char**, size_t)> SetSymbolicDimensions{271};
+constexpr Slot<OrtStatus*(const OrtOpAttr*, OrtOpAttrType, void*, size_t, size_t*)> ReadOpAttr{272};
 constexpr Slot<OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>
     KernelContext_ParallelFor{274};
 

@@ -4,6 +4,10 @@
 #include <math.h>
 
 #include <atomic>
+#include <sstream>
+#include <utility>
+
+#include "refusal.h"
 
 namespace graft {
 namespace {
@@ -78,6 +82,18 @@ const char* name_length(int64_t length, const char* name, std::string* fresh) {
   if (length >= 0 || *name != '\0') return name;
   *fresh = "ai.graft." + std::to_string(++count);
   return fresh->c_str();
+}
+
+TokensFirst parse_tokens_first(const std::string& text) {
+  TokensFirst found;
+  std::istringstream words(text);
+  for (std::string word; words >> word;) {
+    bool* const one = word == "q" ? &found.q : word == "k" ? &found.k : word == "v" ? &found.v
+                      : word == "out" ? &found.out : nullptr;
+    if (one == nullptr) refuse_attribute("tokens_first", text, "some of q k v out");
+    *one = true;
+  }
+  return found;
 }
 
 struct Share {
@@ -196,8 +212,37 @@ void set_shape(OrtShapeInferContext* context, Shape shape) {
   check(ort::call(g_api, ort::ShapeInferContext_SetOutputTypeShape, context, size_t{0}, raw));
 }
 
+TokensFirst read_tokens_first(const OrtKernelInfo* info) {
+  std::string text;
+  read_attribute(info, "tokens_first", &text);
+  return parse_tokens_first(text);
+}
+
+TokensFirst read_tokens_first(const OrtShapeInferContext* context) {
+  constexpr const char* name = "tokens_first";
+  const OrtOpAttr* attribute = nullptr;
+  if (!accepted(ort::call(g_api, ort::ShapeInferContext_GetAttribute, context, name, &attribute))) return {};
+  char text[64] = {};  // longer than all names together; what does not fit is refused when the kernel is made
+  size_t size = 0;
+  void* const to = text;
+  if (!accepted(ort::call(g_api, ort::ReadOpAttr, attribute, ORT_OP_ATTR_STRING, to, sizeof text - 1, &size))) return {};
+  return parse_tokens_first(text);
+}
+
+void turn(graft_tensor* x) {
+  if (x->rank != 4) return;
+  std::swap(x->shape[1], x->shape[2]);
+  std::swap(x->strides[1], x->strides[2]);
+}
+
+void turn(Shape* x) {
+  std::swap(x->lengths[1], x->lengths[2]);
+  std::swap(x->names[1], x->names[2]);
+}
+
 OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context) {
   return guarded(op->GetName(op), [&] {
+    const TokensFirst first = read_tokens_first(context);
     Shape q = read_shape(context, 0), v = read_shape(context, 2);
     // Even where nothing is known the type must be set: otherwise the runtime takes it from the last input.
     for (Shape* x : {&q, &v}) {
@@ -205,21 +250,31 @@ OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context)
     }
     q.lengths[3] = v.lengths[3], q.names[3] = v.names[3];
     if (q.lengths[0] == 1) q.lengths[0] = v.lengths[0], q.names[0] = v.names[0];
+    if (first.q != first.out) turn(&q);
     set_shape(context, q);
   });
 }
 
-void make_attention_output(OrtKernelContext* context, const graft_tensor& q, const graft_tensor& k,
-                           const graft_tensor& v, const char* axes, graft_tensor* out) {
-  if (q.rank != 4 || k.rank != 4 || v.rank != 4) {
-    fail("q, k, v got ranks " + std::to_string(q.rank) + ", " + std::to_string(k.rank) + ", " +
-         std::to_string(v.rank) + ", allowed 4: " + axes);
+void make_attention_output(OrtKernelContext* context, const TokensFirst& first, const char* axes, graft_tensor* q,
+                           graft_tensor* k, graft_tensor* v, graft_tensor* out) {
+  if (q->rank != 4 || k->rank != 4 || v->rank != 4) {
+    fail("q, k, v got ranks " + std::to_string(q->rank) + ", " + std::to_string(k->rank) + ", " +
+         std::to_string(v->rank) + ", allowed 4: " + axes);
   }
-  int64_t b = q.shape[0];
-  for (const graft_tensor* x : {&k, &v}) b = b == 1 ? x->shape[0] : b;
-  *out = {nullptr, q.dtype, 4, {b, q.shape[1], q.shape[2], v.shape[3]}, {}};
+  if (first.q) turn(q);
+  if (first.k) turn(k);
+  if (first.v) turn(v);
+  int64_t b = q->shape[0];
+  for (const graft_tensor* x : {k, v}) b = b == 1 ? x->shape[0] : b;
+  *out = {nullptr, q->dtype, 4, {b, q->shape[1], q->shape[2], v->shape[3]}, {}};
+  make_turned_output(context, first.out, out);
+}
+
+void make_turned_output(OrtKernelContext* context, bool tokens_first, graft_tensor* out) {
+  if (tokens_first) turn(out);
   fill_strides(out);
   out->data = make_output(context, out->shape, 4);
+  if (tokens_first) turn(out);
 }
 
 Scale read_scale(const OrtKernelInfo* info) {
@@ -238,6 +293,16 @@ float read_softcap(const OrtKernelInfo* info) {
   read_attribute(info, "softcap", &softcap);
   if (softcap >= 0.0f && !isinf(softcap)) return softcap;
   refuse_attribute("softcap", std::to_string(softcap), "0 (none) or a positive number");
+}
+
+int32_t read_no_key(const OrtKernelInfo* info) {
+  constexpr const char* words[] = {"zero", "mean"};  // as in graft_no_key
+  std::string word = words[0];
+  read_attribute(info, "no_key", &word);
+  int index = 0;
+  const std::string error = find_word("attribute no_key", word.c_str(), words, &index);
+  if (!error.empty()) fail(error);
+  return index;
 }
 
 SessionPool::SessionPool(OrtKernelContext* run_context) : pool{this, run_on_session, 0}, context(run_context) {}

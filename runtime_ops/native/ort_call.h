@@ -96,12 +96,27 @@ void set_shape(OrtShapeInferContext* context, Shape shape);
 
 // ---- attention: q [b h s d], k [b g t d] and v [b g t e] are the first inputs, out is [b h s e] ----
 
+// Attribute tokens_first: operands that have axes 1 and 2 the other way round, as in [b s h d].
+struct TokensFirst {
+  bool q = false, k = false, v = false, out = false;
+};
+TokensFirst read_tokens_first(const OrtKernelInfo* info);
+TokensFirst read_tokens_first(const OrtShapeInferContext* context);
+
+// From tokens first to heads first, or back; other ranks are left to those who refuse them.
+void turn(graft_tensor* x);
+void turn(Shape* x);
+
 // The type and shape of the output, as OpKind::infer; b, h and s are those of q, e that of v.
 OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context);
 
-// Makes *out, its axes included. axes: what the three inputs must be, for the sentence that refuses other ranks.
-void make_attention_output(OrtKernelContext* context, const graft_tensor& q, const graft_tensor& k,
-                           const graft_tensor& v, const char* axes, graft_tensor* out);
+// Turns the inputs to heads first and makes *out, its axes included. axes: what the three must be, heads first, for the
+// sentence that refuses other ranks.
+void make_attention_output(OrtKernelContext* context, const TokensFirst& first, const char* axes, graft_tensor* q,
+                           graft_tensor* k, graft_tensor* v, graft_tensor* out);
+
+// Makes the elements of *out, whose type and axes are known, heads first.
+void make_turned_output(OrtKernelContext* context, bool tokens_first, graft_tensor* out);
 
 // Attribute scale: left out, 1 / sqrt(d).
 struct Scale {
@@ -111,7 +126,8 @@ struct Scale {
 Scale read_scale(const OrtKernelInfo* info);
 float scale_for(const Scale& scale, const graft_tensor& q);
 
-float read_softcap(const OrtKernelInfo* info);  // 0: none
+float read_softcap(const OrtKernelInfo* info);   // 0: none
+int32_t read_no_key(const OrtKernelInfo* info);  // a graft_no_key
 
 // ---- threads: the session's own ----
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime_ops.ops.combiner_grid import FACTORISATIONS, Grid, combine, longer
+from runtime_ops.ops.combiner_grid import FACTORISATIONS, Grid, combine, longer, number, swap
 from runtime_ops.ops.combiner_levels import logsparse
-from runtime_ops.ops.pieces import ceiling
-from runtime_ops.spec import Attribute, Input, OpSpec, Sample
+from runtime_ops.ops.pieces import ceiling, count
+from runtime_ops.ops.topk_attention import MEAN, NO_KEY_ATTRIBUTE, wrong_no_key
+from runtime_ops.spec import TOKENS_FIRST, Attribute, Input, OpSpec, Sample
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 MIXTURE = ("fixed", "axial-vertical")  # the paper averages factorisations and finds two enough
@@ -35,8 +36,10 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
     variant = attrs["variant"]
     names = MIXTURE if variant == "mixture" else (variant,)
     results = [logsparse(tokens) if name == "logsparse" else _on_grid(tokens, name, attrs["span"]) for name in names]
-    mean = results[0] if len(results) == 1 else make("mul", make("add", *results), const(1 / len(results)))
-    return reshape(mean, [dim(tokens.keep, 0), dim(q, 1), -1, dim(v, 3)])
+    found = results[0] if len(results) == 1 else make("mul", make("add", *results), const(1 / len(results)))
+    if mask is not None and attrs["no_key"] == MEAN:
+        found = make("where", _unseeing(tokens), _mean(tokens.v), found)
+    return reshape(found, [dim(tokens.keep, 0), dim(q, 1), -1, dim(v, 3)])
 
 
 def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, Any]) -> Grid:
@@ -60,6 +63,23 @@ def _tokens(q: Expr, k: Expr, v: Expr, mask: Expr | None, attrs: Mapping[str, An
         counted=attrs["region_logit"] == "counted",
         causal=bool(attrs["causal"]),
     )
+
+
+def _unseeing(tokens: Grid) -> Expr:
+    """Return which tokens [b 1 1 t 1] see no key, for one row of tokens; without causality all do or none."""
+    padded = longer(tokens, const([1])).keep  # reductions of nothing go wrong in places
+    t, place = number(dim(tokens.keep, 4)), number(count(dim(tokens.keep, 4)))
+    shown = make("where", padded, make("neg", number(count(dim(padded, 4)))), make("neg", t))
+    first = make("neg", make("amax", shown, axes=(4,), keepdims=True))
+    return swap(make("lt", place, first) if tokens.causal else make("le", t, first), 3, 4)
+
+
+def _mean(v: Expr) -> Expr:
+    """Return the mean [b g 1 1 e] of the values [b g 1 1 t e]; 0 of none."""
+    t = dim(v, 4)
+    share = make("div", const(1.0), make("max", number(t), const([1.0])))
+    shares = make("expand", share, make("concat", const([1]), t, axis=0))
+    return make("squeeze", make("matmul", shares, v), axes=(3,))
 
 
 def _on_grid(tokens: Grid, name: str, span: int) -> Expr:
@@ -97,7 +117,7 @@ def check(attrs: Mapping[str, Any]) -> str | None:
         return f"span is {attrs['span']}; it must be 0 (chosen by length) or more"
     if attrs["causal"] not in (0, 1):
         return f"causal is {attrs['causal']}; it must be 0 or 1"
-    return None
+    return wrong_no_key(attrs)
 
 
 def _sample(id: str, seed: int, *, b: int = 2, t: int = 13, h: int = 4, g: int = 2, d: int = 8, e: int = 8,
@@ -136,6 +156,11 @@ def samples() -> Sequence[Sample]:
         ("multi-head", {"span": 5, "g": 4, "variant": "axial-vertical"}),
         ("multi-query", {"span": 5, "g": 1, "variant": "axial-horizontal"}),
         ("one-memory", {"span": 4, "key_mask": ragged[1:], "memories": 1}),
+        ("mean-none", {"variant": "fixed", "span": 4, "key_mask": none, "no_key": "mean"}),
+        ("mean-left", {"variant": "mixture", "span": 4, "key_mask": left, "causal": 1, "no_key": "mean", "e": 5}),
+        ("mean-left-logsparse", {"variant": "logsparse", "key_mask": left[1:], "causal": 1, "no_key": "mean"}),
+        ("mean-no-mask", {"span": 3, "causal": 1, "no_key": "mean"}),
+        ("mean-no-tokens", {"t": 0, "key_mask": none[:, :0], "no_key": "mean"}),
         ("powers-of-two", {"variant": "logsparse", "t": 33, "b": 1, "causal": 1}),
     ]
     return [_sample(id, seed, **rest) for seed, (id, rest) in enumerate(table)]
@@ -157,9 +182,12 @@ COMBINER_ATTENTION = OpSpec(
         Attribute(name="region_logit", kind=str, default="paper", doc="counted: plus log of the region's keys"),
         Attribute(name="causal", kind=int, default=0, doc="1: no query sees a later key"),
         Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
+        NO_KEY_ATTRIBUTE,
+        TOKENS_FIRST,
     ),
     output="b h t e",
     fixed="h g",
+    by_heads=("q", "k", "v", "out"),
     reference=reference,
     check=check,
     samples=samples,

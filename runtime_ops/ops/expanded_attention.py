@@ -182,6 +182,7 @@ EXPANDED_ATTENTION = OpSpec(
     attributes=ATTRIBUTES,
     output="n h s e",
     fixed="h g",
+    by_heads=("q", "out"),
     reference=reference,
     check=check,
     samples=samples,

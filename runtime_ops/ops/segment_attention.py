@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime_ops.ops.pieces import grouped, hide, scores, weights
-from runtime_ops.spec import Attribute, Input, OpSpec, Sample
+from runtime_ops.spec import TOKENS_FIRST, Attribute, Input, OpSpec, Sample
 from runtime_ops.words import Expr, make
 
 
@@ -94,9 +94,11 @@ SEGMENT_ATTENTION = OpSpec(
     attributes=(
         Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
         Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
+        TOKENS_FIRST,
     ),
     output="b h t e",
     fixed="h g",
+    by_heads=("q", "k", "v", "out"),
     reference=reference,
     check=check,
     samples=samples,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime_ops.ops.pieces import count, grouped, hide, level, scores, weights
-from runtime_ops.spec import Attribute, Input, OpSpec, Sample
+from runtime_ops.spec import TOKENS_FIRST, Attribute, Input, OpSpec, Sample
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 ZERO, MEAN = NO_KEY = ("zero", "mean")  # what a query gets that sees no key
@@ -77,9 +77,14 @@ def check(attrs: Mapping[str, Any]) -> str | None:
         return f"window is {attrs['window']}; it must be 0 (none) or more"
     if attrs["softcap"] < 0:
         return f"softcap is {attrs['softcap']}; it must be 0 (none) or more"
-    if attrs["no_key"] not in NO_KEY:
-        return f"no_key is {attrs['no_key']}; it must be one of {', '.join(NO_KEY)}"
-    return None
+    return wrong_no_key(attrs)
+
+
+def wrong_no_key(attrs: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with ``NO_KEY_ATTRIBUTE``, or None."""
+    if attrs["no_key"] in NO_KEY:
+        return None
+    return f"no_key is {attrs['no_key']}; it must be one of {', '.join(NO_KEY)}"
 
 
 def _sample(id: str, seed: int, *, b: int = 2, s: int = 5, t: int = 7, h: int = 4, g: int = 4, d: int = 16, e: int = 16,
@@ -163,6 +168,14 @@ def samples() -> Sequence[Sample]:
     return [_sample(id, seed, **rest) for seed, (id, rest) in enumerate(table)]
 
 
+NO_KEY_ATTRIBUTE = Attribute(
+    name="no_key",
+    kind=str,
+    default=ZERO,
+    doc="what a query gets that sees no key, because all are hidden or have a bias of -inf: zero; or mean, the "
+    "mean of all t values, which softmax gives where one finite number hides all keys",
+)
+
 ATTRIBUTES = (
     Attribute(name="k", kind=int, default=0, doc="keys that each query attends to; 0: all, which is exact"),
     Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
@@ -175,13 +188,8 @@ ATTRIBUTES = (
         "which with causal leaves it the last w keys; 0: no window",
     ),
     Attribute(name="softcap", kind=float, default=0.0, doc="c > 0: c·tanh(score/c) before the bias; 0: none"),
-    Attribute(
-        name="no_key",
-        kind=str,
-        default=ZERO,
-        doc="what a query gets that sees no key, because all are hidden or have a bias of -inf: zero; or mean, the "
-        "mean of all t values, which softmax gives where one finite number hides all keys",
-    ),
+    NO_KEY_ATTRIBUTE,
+    TOKENS_FIRST,
 )
 
 TOPK_ATTENTION = OpSpec(
@@ -198,6 +206,7 @@ TOPK_ATTENTION = OpSpec(
     attributes=ATTRIBUTES,
     output="b h s e",
     fixed="h g",
+    by_heads=("q", "k", "v", "out"),
     reference=reference,
     check=check,
     samples=samples,

@@ -136,6 +136,26 @@ def test_torch(library: ctypes.CDLL, name: str, monkeypatch: Patch) -> None:
             assert distance(tensors[n[2:]].grad.numpy(), whole) < 1e-5, n
 
 
+@pytest.mark.parametrize("name", ["train", "train-grouped", "top-mean", "decode-mask"])
+def test_tokens_first_changes_the_layout_alone(library: ctypes.CDLL, name: str, monkeypatch: Patch) -> None:
+    torch = pytest.importorskip("torch")
+    from runtime_ops import torch_ops
+
+    _on_the_cpu(library, monkeypatch)
+    case = CASES.get(name) or next(case for case in training_cases() if case.id == name)
+    call, results = make(case, "fp32"), []
+    for first in ((), ("q", "k", "v", "out")):
+        tensors = {n: torch.from_numpy(a) for n, a in call.arrays.items() if a is not None}
+        for n in "qkv":
+            tensors[n] = (tensors[n].transpose(1, 2) if first else tensors[n]).contiguous().requires_grad_()
+        out = torch_ops.topk_attention(**tensors, **call.attributes, tokens_first=" ".join(first))
+        assert out.is_contiguous()
+        out.square().sum().backward()
+        found = (out.detach(), *(tensors[n].grad for n in "qkv"))
+        results.append([x.transpose(1, 2) if first else x for x in found])
+    torch.testing.assert_close(*results)
+
+
 def test_the_kernels_take_what_lies_on_one_gpu() -> None:
     torch = pytest.importorskip("torch")
     x = torch.zeros(1, 1, 4, 8)

@@ -162,6 +162,45 @@ inline void store_head(int64_t b, int64_t head, const Head& x) {
 
 inline bool shown(const Head& x, int64_t token) { return x.bias == nullptr || x.bias[token] == 0.0f; }
 
+inline void fill(float* to, int64_t n, float x) {
+  for (int64_t i = 0; i < n; ++i) to[i] = x;
+}
+
+// How many tokens at the beginning see no key.
+inline int64_t unseeing(const Head& x) {
+  const Combiner& p = *x.p;
+  int64_t first = 0;
+  while (first < p.t && !shown(x, first)) ++first;
+  return p.args.causal || first == p.t ? first : 0;
+}
+
+// The mean of all values [e], from sums of few, so that long sequences lose no digits.
+inline void mean_value(const Head& x, float* part, float* mean) {
+  constexpr int64_t few = 64;
+  const Combiner& p = *x.p;
+  fill(mean, p.e, 0.0f);
+  for (int64_t first = 0; first < p.t; first += few) {
+    fill(part, p.e, 0.0f);
+    for (int64_t j = first; j < least(first + few, p.t); ++j) {
+      for (int64_t c = 0; c < p.e; ++c) part[c] += x.v.at(j)[c];
+    }
+    for (int64_t c = 0; c < p.e; ++c) mean[c] += part[c];
+  }
+  for (int64_t c = 0; c < p.e; ++c) mean[c] /= static_cast<float>(p.t);
+}
+
+// What softmax gives tokens of which one finite number hides all keys.
+inline void level_unseeing(const Head& x) {
+  const Combiner& p = *x.p;
+  const int64_t count = p.args.no_key == GRAFT_NO_KEY_MEAN ? unseeing(x) : 0;
+  if (count == 0) return;
+  float* const mean = x.panel.o;
+  mean_value(x, mean + p.e, mean);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t c = 0; c < p.e; ++c) x.out[i * x.out_step + c] = mean[c];
+  }
+}
+
 // How pooled features are joined: sums are divided by the number of keys at the end.
 inline void join(const Combiner& p, const float* a, const float* b, float* to) {
   if (p.mean) {
@@ -169,10 +208,6 @@ inline void join(const Combiner& p, const float* a, const float* b, float* to) {
   } else {
     for (int64_t c = 0; c < p.d; ++c) to[c] = a[c] > b[c] ? a[c] : b[c];
   }
-}
-
-inline void fill(float* to, int64_t n, float x) {
-  for (int64_t i = 0; i < n; ++i) to[i] = x;
 }
 
 inline float nothing(const Combiner& p) { return p.mean ? 0.0f : -kInf; }  // what joining starts from

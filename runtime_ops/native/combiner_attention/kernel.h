@@ -40,6 +40,7 @@ inline void head_task(void* state, int64_t index) {
   const int64_t b = index / job.p->h, head = index % job.p->h;
   load_head<V>(b, head, &x);
   run_variant<V>(&x);
+  level_unseeing(x);
   store_head(b, head, x);
   job.spaces->give(space);
 }

@@ -12,7 +12,9 @@ constexpr const char* kNames[kInputs] = {"q", "k", "v", "key_mask"};
 struct Node {
   std::string variant = "fixed", pooling = "max", region_logit = "paper";
   int64_t span = 0, causal = 0;
+  int32_t no_key = GRAFT_NO_KEY_ZERO;
   Scale scale;
+  TokensFirst first;
 };
 
 int input_type(size_t i, int dtype) { return i == 3 ? static_cast<int>(GRAFT_BOOL) : dtype; }
@@ -23,6 +25,7 @@ void set_attributes(const Node& node, graft_combiner_attention* args) {
   args->region_logit = node.region_logit.c_str();
   args->span = node.span;
   args->causal = static_cast<int32_t>(node.causal);
+  args->no_key = node.no_key;
   args->scale = scale_for(node.scale, args->q);
 }
 
@@ -45,7 +48,9 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, 
     read_attribute(info, "pooling", &node.pooling);
     read_attribute(info, "region_logit", &node.region_logit);
     read_attribute(info, "causal", &node.causal);
+    node.no_key = read_no_key(info);
     node.scale = read_scale(info);
+    node.first = read_tokens_first(info);
     check_values(node);
     *kernel = new Node(node);
   });
@@ -55,11 +60,13 @@ void destroy(void* kernel) { delete static_cast<Node*>(kernel); }
 
 OrtStatus* run_node(void* kernel, OrtKernelContext* context) {
   return guarded(kName, [&] {
+    const Node& node = *static_cast<Node*>(kernel);
     graft_combiner_attention args{};
     graft_tensor* const inputs[kInputs] = {&args.q, &args.k, &args.v, &args.key_mask};
     for (size_t i = 0; i < kInputs; ++i) read_input(context, i, kNames[i], inputs[i]);
-    make_attention_output(context, args.q, args.k, args.v, "q [b h t d], k [b g t d], v [b g t e]", &args.out);
-    set_attributes(*static_cast<Node*>(kernel), &args);
+    const char* const axes = "q [b h t d], k [b g t d], v [b g t e]";
+    make_attention_output(context, node.first, axes, &args.q, &args.k, &args.v, &args.out);
+    set_attributes(node, &args);
     SessionPool session(context);
     finish(session, graft_run_combiner_attention(&args, nullptr, &session.pool));
   });

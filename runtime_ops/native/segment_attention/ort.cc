@@ -11,6 +11,7 @@ constexpr const char* kNames[kInputs] = {"q", "k", "v", "segments", "bias", "key
 
 struct Node {
   Scale scale;
+  TokensFirst first;
   float softcap;
 };
 
@@ -29,7 +30,7 @@ void read_inputs(OrtKernelContext* context, graft_segment_attention* args) {
 
 OrtStatus* create(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
   return guarded(kName, [&] {
-    *kernel = new Node{read_scale(info), read_softcap(info)};
+    *kernel = new Node{read_scale(info), read_tokens_first(info), read_softcap(info)};
   });
 }
 
@@ -40,7 +41,8 @@ OrtStatus* run_node(void* kernel, OrtKernelContext* context) {
     const Node& a = *static_cast<Node*>(kernel);
     graft_segment_attention args{};
     read_inputs(context, &args);
-    make_attention_output(context, args.q, args.k, args.v, "q [b h t d], k [b g t d], v [b g t e]", &args.out);
+    const char* const axes = "q [b h t d], k [b g t d], v [b g t e]";
+    make_attention_output(context, a.first, axes, &args.q, &args.k, &args.v, &args.out);
     args.softcap = a.softcap;
     args.scale = scale_for(a.scale, args.q);
     SessionPool session(context);

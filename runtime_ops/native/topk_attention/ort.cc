@@ -1,6 +1,5 @@
 // ai.graft::TopKAttention as an ONNX Runtime operator on the CPU: types, shape inference, and its kernel, which goes
 // from a node's attributes and tensors to the plain C interface.
-#include "../refusal.h"
 #include "ort.h"
 
 namespace graft {
@@ -20,16 +19,6 @@ void check_values(const TopKAttentionNode& a) {
   if (a.k < 0) refuse_attribute("k", std::to_string(a.k), "0 (every key) or more");
   if (a.causal != 0 && a.causal != 1) refuse_attribute("causal", std::to_string(a.causal), "0 or 1");
   if (a.window < 0) refuse_attribute("window", std::to_string(a.window), "0 (none) or more");
-}
-
-int32_t read_no_key(const OrtKernelInfo* info) {
-  constexpr const char* words[] = {"zero", "mean"};  // as in graft_no_key
-  std::string word = words[0];
-  read_attribute(info, "no_key", &word);
-  int index = 0;
-  const std::string error = find_word("attribute no_key", word.c_str(), words, &index);
-  if (!error.empty()) fail(error);
-  return index;
 }
 
 void read_inputs(OrtKernelContext* context, graft_topk_attention* args) {
@@ -62,6 +51,7 @@ TopKAttentionNode read_node(const OrtKernelInfo* info) {
   read_attribute(info, "causal", &a.causal);
   read_attribute(info, "window", &a.window);
   a.scale = read_scale(info);
+  a.first = read_tokens_first(info);
   a.softcap = read_softcap(info);
   a.no_key = read_no_key(info);
   check_values(a);
@@ -71,7 +61,8 @@ TopKAttentionNode read_node(const OrtKernelInfo* info) {
 graft_topk_attention read_call(const TopKAttentionNode& a, OrtKernelContext* context) {
   graft_topk_attention args{};
   read_inputs(context, &args);
-  make_attention_output(context, args.q, args.k, args.v, "q [b h s d], k [b g t d], v [b g t e]", &args.out);
+  const char* const axes = "q [b h s d], k [b g t d], v [b g t e]";
+  make_attention_output(context, a.first, axes, &args.q, &args.k, &args.v, &args.out);
   args.top_k = a.k;
   args.causal = static_cast<int32_t>(a.causal);
   args.no_key = a.no_key;

@@ -9,6 +9,7 @@ namespace graft {
 struct TopKAttentionNode {
   int64_t k, causal, window;
   Scale scale;
+  TokensFirst first;
   float softcap;
   int32_t no_key;
 };

@@ -14,6 +14,7 @@ import numpy as np
 from test_kernels import DTYPES, HARD, SAMPLES, Sample, attention, rounded, visible
 
 from runtime_ops import abi
+from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -57,8 +58,8 @@ def write_sample(file: BinaryIO, name: str, sample: Sample, share: float = 0.0) 
     allowed = allowed_error(sample, golden, sample["q"].dtype, share)
     factors = (width if scale is None else scale, sample.get("softcap", 0.0))
     file.write(struct.pack("<qdff", sample.get("k_top", 0), allowed, *factors))
-    no_key = NO_KEY.index(sample.get("no_key", "zero"))
-    file.write(struct.pack("<iiq", sample.get("causal", 0), no_key, sample.get("window", 0)))
+    no_key, rest = NO_KEY.index(sample.get("no_key", "zero")), REMAINDERS.index(sample.get("remainder", "none"))
+    file.write(struct.pack("<iiqi", sample.get("causal", 0), no_key, sample.get("window", 0), rest))
 
 
 def clear(sample: Sample) -> bool:

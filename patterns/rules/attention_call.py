@@ -11,6 +11,7 @@ from patterns.site import AttentionSite, Operand
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
+from runtime_ops.ops.remainder import NONE
 from runtime_ops.ops.topk_attention import MEAN, ZERO
 from runtime_ops.words import Expr, make, reshape
 
@@ -26,10 +27,10 @@ def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
     return None
 
 
-def call(site: AttentionSite, k: int) -> Plan:
+def call(site: AttentionSite, k: int, remainder: str = NONE) -> Plan:
     """Return the plan that computes the site's output by one call of ``TopKAttention``."""
     inputs = {**operands(site), "past_length": past_length(site)}
-    return Plan(values=result(site, _OP.call(inputs, {"k": k, **flags(site), **numbers(site)})))
+    return Plan(values=result(site, _OP.call(inputs, {"k": k, "remainder": remainder, **flags(site), **numbers(site)})))
 
 
 def past_length(site: AttentionSite) -> Expr | None:

@@ -27,6 +27,7 @@ struct Sample {
   float scale, softcap;
   int32_t causal, no_key;
   int64_t window;
+  int32_t remainder;
 };
 
 void read_bytes(FILE* file, void* to, size_t size) {
@@ -70,6 +71,7 @@ Sample read_sample(FILE* file) {
   s.causal = read<int32_t>(file);
   s.no_key = read<int32_t>(file);
   s.window = read<int64_t>(file);
+  s.remainder = read<int32_t>(file);
   return s;
 }
 
@@ -82,7 +84,7 @@ float value_at(const graft_tensor& x, const char* data, size_t i) {
 // Whether the outputs are as near to the expected fp32 numbers as the sample allows.
 bool passes(const Sample& s, const char* isa) {
   graft_topk_attention args{s.q.view, s.k.view, s.v.view, s.bias.view, s.key_mask.view, s.past_length.view, {},
-                            s.top_k,  s.scale,  s.softcap, s.causal, s.no_key, s.window};
+                            s.top_k,  s.scale,  s.softcap, s.causal, s.no_key, s.window, s.remainder};
   args.out = s.expected.view;
   args.out.dtype = s.q.view.dtype;
   const size_t count = s.expected.bytes.size() / sizeof(float);

@@ -18,6 +18,7 @@ from test_feed_forward_kernels import CALLS, Call, split
 from test_kernels import DTYPES, HARD, SAMPLES, Sample, attention, rounded, visible
 
 from runtime_ops import abi
+from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -74,7 +75,8 @@ def write_attention(file: BinaryIO, name: str, sample: Sample, share: float = 0.
     scale, width = sample.get("scale"), sample["q"].shape[3] ** -0.5
     file.write(struct.pack("<qq", sample.get("k_top", 0), sample.get("window", 0)))
     file.write(struct.pack("<ff", width if scale is None else scale, sample.get("softcap", 0.0)))
-    file.write(struct.pack("<ii", sample.get("causal", 0), NO_KEY.index(sample.get("no_key", "zero"))))
+    words = NO_KEY.index(sample.get("no_key", "zero")), REMAINDERS.index(sample.get("remainder", "none"))
+    file.write(struct.pack("<iii", sample.get("causal", 0), *words))
 
 
 def write_feed_forward(file: BinaryIO, name: str, call: Call, kind: Any) -> None:

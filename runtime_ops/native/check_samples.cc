@@ -74,6 +74,7 @@ void read_attention(FILE* file, Sample* s) {
   args.softcap = read<float>(file);
   args.causal = read<int32_t>(file);
   args.no_key = read<int32_t>(file);
+  args.remainder = read<int32_t>(file);
   s->run = [args](graft_tensor out, const char* isa) mutable {
     args.out = out;
     return graft_run_topk_attention(&args, isa, nullptr);

@@ -366,6 +366,17 @@ def test_exactly_the_k_best_are_kept(isa: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_of_equal_scores_the_first_keys_are_kept_however_often_rows_are_cut(isa: str) -> None:
+    # Equal scores fill the buffer and are cut; fewer higher ones than k come later, so that some equal ones stay.
+    level = np.where(np.arange(6000) % 200 == 199, np.arange(6000) // 1000, 1)
+    q, k, v = np.ones((1, 1, 70, 1), np.float32), level[None, None, :, None].astype(np.float32), noise(1, 1, 6000, 3)
+    out = kernels.run_topk_attention(q, k, v, k_top=100, scale=0.5, isa=isa)
+    best = np.argsort(-level, kind="stable")[:100]
+    weights = np.exp(0.5 * (level[best] - level.max()))
+    assert np.allclose(out, weights / weights.sum() @ v[0, 0, best].astype(np.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_of_equal_scores_the_first_keys_are_kept(isa: str) -> None:
     sample = TIES["integers"] | {"k_top": 37}
     weights, scores = selection_of(sample, isa)

@@ -1,9 +1,10 @@
 // The keys that top-k attention did not choose, where they keep their mass: it goes to the mean of their values, over
 // the whole row or over each block of 64 keys.
 //
-// A mean is the sum of a block's values, known beforehand, less those of its chosen keys. So a row mixes its chosen keys'
-// values, at weights less the mean's, and one row of sums per block. Where a row does not see a block whole, or has
-// chosen most of it, so that the difference would lose digits, the block's other keys are listed one by one.
+// A mean is the sum of a block's values, known beforehand, less those of its chosen keys. So a row mixes the sums of
+// blocks and the values of its chosen keys, from whose weights it takes what the sums give them. Where a row does not
+// see a block whole, or has chosen most of it, so that the difference would lose digits, the block's other keys are
+// listed one by one.
 #ifndef GRAFT_REMAINDER_H_
 #define GRAFT_REMAINDER_H_
 

@@ -186,7 +186,7 @@ inline void write_row(const Problem& p, const Block& k, int64_t r, Candidates* c
   store_adjacent<V>(p, k, r, out, sum > 0.0f ? 1.0f / sum : 0.0f);
 }
 
-// The same where the other keys keep their mass: the chosen ones give the mean's weight away, which its sum has.
+// The same where the other keys keep their mass.
 template <class V>
 inline void write_whole_row(const TopkJob& job, const Block& k, int64_t r, const Candidates& best,
                             const TopkScratch& s) {

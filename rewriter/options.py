@@ -78,8 +78,10 @@ Positions = Annotated[
     str,
     typer.Option(metavar="keep|restart", help="Passages stand behind the padded question, or start at 0."),
 ]
-Decoder = Annotated[str, typer.Argument(metavar="DECODER.onnx", help="The file without past.")]
-WithPast = Annotated[str, typer.Argument(metavar="WITH_PAST.onnx", help="The file that takes keys and values back.")]
+Decoder = Annotated[str, typer.Argument(metavar="DECODER.onnx", help="The file without past, or one that is both.")]
+WithPast = Annotated[
+    str | None, typer.Argument(metavar="[WITH_PAST.onnx]", help="The file that takes keys and values back.")
+]
 SplitFolder = Annotated[str, typer.Argument(metavar="DIR", help="The folder that graft split wrote.")]
 Passages = Annotated[
     str, typer.Argument(metavar="PASSAGES.jsonl", help="One passage a line: a JSON list of token ids.")

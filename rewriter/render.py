@@ -239,9 +239,10 @@ def _cache(report: CacheReport) -> Iterable[RenderableType]:
 
 def _expand(report: ExpandReport) -> Iterable[RenderableType]:
     proof = "" if report.error is None else f"; over several steps outputs are at most {_error(report.error)} apart"
-    yield f"{report.decoder}, {report.with_past}: {counted(report.attentions, 'attention')} expanded{proof}"
-    first, later = (report.old.first, report.new.first), (report.old.later, report.new.later)
-    for file, (old, new) in ((report.decoder, first), (report.with_past, later)):
+    sources = ", ".join(filter(None, (report.decoder, report.with_past)))
+    yield f"{sources}: {counted(report.attentions, 'attention')} expanded{proof}"
+    for file, old in report.old.items():
+        new = report.new[file]
         rows = (
             (part, name, old[part].get(name, "-"), new[part].get(name, "-"))
             for part in ("inputs", "outputs")

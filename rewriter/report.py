@@ -256,23 +256,15 @@ class SplitReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signatures(Report):
-    """Inputs and outputs of a decoder's two files by name, with their axes."""
-
-    first: Mapping[str, Mapping[str, str]]
-    later: Mapping[str, Mapping[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExpandReport(Report):
     """What ``expand`` wrote."""
 
     decoder: str
-    with_past: str
+    with_past: str | None  # None: the decoder's file is both
     output: str
     attentions: int
-    old: Signatures
-    new: Signatures
+    old: Mapping[str, Mapping[str, Mapping[str, str]]]  # by file: "inputs" and "outputs", by name, with their axes
+    new: Mapping[str, Mapping[str, Mapping[str, str]]]
     files: Mapping[str, int]  # size in bytes, by name
     error: float | None  # largest relative L2 error of an output over several steps; None: not verified
 

@@ -181,10 +181,10 @@ class SiteError(Report):
     """A site's own check: relative L2 errors against fp64."""
 
     site: str
-    rewrite: float  # the plan (with k = all) against the original region, both in fp64
+    rewrite: float  # the plan (its rule at its limit, as k = all) against the original region, both in fp64
     kernel: float | None  # the operation as it will run against the plan in fp64
     original: float | None  # the original region as it ran against fp64
-    approximation: float | None  # the k asked for against k = all, fp64; None for exact rules
+    approximation: float | None  # the plan as asked for against its rule at its limit, fp64; None for exact rules
 
 
 @dataclass(frozen=True, kw_only=True)

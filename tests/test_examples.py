@@ -21,7 +21,7 @@ ROWS = {
         ("--lengths", "16,32", "--k", "4"),
         (
             "3 of 3 sites rewritten → out/exact.onnx",
-            "with the k asked for",
+            "with the approximation asked for",
             "sequence_length=32",
             "session: ",
         ),

@@ -67,6 +67,15 @@ def model(dtype: int, bias_dtype: int, present: tuple[str, ...], shapes: str = "
     return made.SerializeToString()
 
 
+def feed_forward() -> bytes:
+    """One TopKFeedForward node, which asks whether its weights are constant."""
+    inputs = [helper.make_tensor_value_info(name, 1, [8, 8]) for name in ("x", "w_in", "w_out")]
+    node = helper.make_node("TopKFeedForward", ["x", "w_in", "w_out"], ["out"], domain="ai.graft")
+    graph = helper.make_graph([node], "one", inputs, [helper.make_tensor_value_info("out", 1, [8, 8])])
+    made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.graft", 1)], ir_version=9)
+    return made.SerializeToString()
+
+
 def feeds(dtype: int, bias_dtype: int, present: tuple[str, ...]) -> dict[str, Any]:
     random = np.random.default_rng(0)
     shapes = {"q": (2, 4, 5, 8), "k": (2, 2, 7, 8), "v": (2, 2, 7, 6), "bias": (5, 7)}
@@ -292,6 +301,8 @@ def child_count(probe: Probe) -> list[str]:
         proto = model(1, 1, INPUTS["q k v"], "named", **attributes)
         session = probe.new(8, environment, ctypes.c_char_p(proto), ctypes.c_size_t(len(proto)), options)
         run_session(probe, session)
+    block = feed_forward()
+    probe.new(8, environment, ctypes.c_char_p(block), ctypes.c_size_t(len(block)), options)
     try:  # a status that graft makes itself
         broken = model(1, 1, INPUTS["q k v"], "named", k=-1)
         probe.new(8, environment, ctypes.c_char_p(broken), ctypes.c_size_t(len(broken)), options)

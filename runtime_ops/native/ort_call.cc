@@ -120,6 +120,12 @@ void refuse_attribute(const char* name, const std::string& got, const char* allo
   fail(std::string("attribute ") + name + " got " + got + ", allowed " + allowed);
 }
 
+bool is_constant(const OrtKernelInfo* info, size_t i) {
+  int constant = 0;
+  const OrtValue* value = nullptr;
+  return accepted(ort::call(g_api, ort::KernelInfoGetConstantInput_tensor, info, i, &constant, &value)) && constant != 0;
+}
+
 void fill_strides(graft_tensor* x) {
   int64_t stride = 1;
   for (int32_t i = x->rank - 1; i >= 0; --i) {

@@ -67,6 +67,9 @@ bool read_attribute(const OrtKernelInfo* info, const char* name, float* value); 
 void read_attribute(const OrtKernelInfo* info, const char* name, std::string* value);
 [[noreturn]] void refuse_attribute(const char* name, const std::string& got, const char* allowed);
 
+// Whether the i-th input is the same tensor in every run.
+bool is_constant(const OrtKernelInfo* info, size_t i);
+
 // ---- tensors ----
 
 void fill_strides(graft_tensor* x);

@@ -20,6 +20,7 @@ import numpy as np
 import runtime_ops
 from runtime_ops import abi
 from runtime_ops.abi import Array, LibraryError
+from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY
 
 __all__ = [
@@ -117,6 +118,7 @@ def run_topk_attention(
     window: int = 0,
     softcap: float = 0.0,
     no_key: str = "zero",
+    remainder: str = "none",
     isa: str | None = None,
     threads: int = 1,
 ) -> Array:
@@ -132,9 +134,8 @@ def run_topk_attention(
     inputs = (q, k, v, abi.aligned(bias, 4), key_mask, abi.aligned(past, 1))
     views = [abi.view(array) for array in (*inputs, out)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    if no_key not in NO_KEY:
-        raise LibraryError(f"no_key is {no_key}; allowed are {', '.join(NO_KEY)}.")
-    args = abi.TopKAttention(*views, k_top, factor, softcap, causal, NO_KEY.index(no_key), window)
+    words = abi.number("no_key", no_key, NO_KEY), abi.number("remainder", remainder, REMAINDERS)
+    args = abi.TopKAttention(*views, k_top, factor, softcap, causal, words[0], window, words[1])
     _run("topk_attention", args, isa, threads)
     return out
 
@@ -260,7 +261,7 @@ def run_expanded_attention(
     given = [*map(abi.rows, (q, memory, w_k, w_v)), b_v, abi.aligned(bias, 4), key_mask]
     views = [abi.view(x) for x in (*given, abi.aligned(past_length, 1), beam_index, out)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    args = abi.ExpandedAttention(*views, k_top, factor, softcap, causal, NO_KEY.index(no_key), window)
+    args = abi.ExpandedAttention(*views, k_top, factor, softcap, causal, abi.number("no_key", no_key, NO_KEY), window)
     _run("expanded_attention", args, isa, threads)
     return out
 

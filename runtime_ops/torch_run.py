@@ -30,7 +30,7 @@ def argument(attribute: Attribute) -> str:
 
 def run(spec: OpSpec, inputs: Inputs, attrs: Mapping[str, Any]) -> Tensor:
     """Return the result of a call, contiguous, from the fastest that takes its tensors."""
-    if spec.name == cuda.OP and cuda.takes(inputs):
+    if spec.name == cuda.OP and cuda.takes(inputs, attrs):
         return cuda.forward(inputs, attrs, keep=False)[0]
     where = _in_c if on_cpu(spec, inputs) else to_torch.call
     return where(spec, inputs, attrs).contiguous()

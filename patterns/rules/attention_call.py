@@ -11,8 +11,9 @@ from patterns.site import AttentionSite, Operand
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
+from runtime_ops.ops.remainder import BLOCKS, NONE
 from runtime_ops.ops.topk_attention import MEAN, ZERO
-from runtime_ops.words import Expr, make, reshape
+from runtime_ops.words import Expr, dim, make, reshape
 
 _OP = OPS["TopKAttention"]
 
@@ -26,10 +27,19 @@ def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
     return None
 
 
-def call(site: AttentionSite, k: int) -> Plan:
+def call(site: AttentionSite, k: int, remainder: str = NONE) -> Plan:
     """Return the plan that computes the site's output by one call of ``TopKAttention``."""
-    inputs = {**operands(site), "past_length": past_length(site)}
-    return Plan(values=result(site, _OP.call(inputs, {"k": k, **flags(site), **numbers(site)})))
+    inputs = operands(site)
+    inputs["past_length"] = _place(site, inputs) if remainder == BLOCKS else past_length(site)
+    return Plan(values=result(site, _OP.call(inputs, {"k": k, "remainder": remainder, **flags(site), **numbers(site)})))
+
+
+def _place(site: AttentionSite, inputs: Mapping[str, Expr | None]) -> Expr | None:
+    """Return where the first query stands among the keys, for operations that ask where causality does not."""
+    q, k = inputs["q"], inputs["k"]
+    if site.causal is not None or site.cache is None or q is None or k is None:
+        return past_length(site)
+    return make("sub", dim(k, 2), dim(q, 2))  # a cache's new keys are those of the queries, and come last
 
 
 def past_length(site: AttentionSite) -> Expr | None:

@@ -22,12 +22,16 @@ void check_values(const TopKAttentionNode& a) {
   if (a.window < 0) refuse_attribute("window", std::to_string(a.window), "0 (none) or more");
 }
 
-int32_t read_no_key(const OrtKernelInfo* info) {
-  constexpr const char* words[] = {"zero", "mean"};  // as in graft_no_key
+constexpr const char* kNoKey[] = {"zero", "mean"};                // as in graft_no_key
+constexpr const char* kRemainder[] = {"none", "mean", "blocks"};  // as in graft_remainder
+
+// The place of the attribute's word among those that it may be; 0 where it is absent.
+template <size_t N>
+int32_t read_word(const OrtKernelInfo* info, const char* name, const char* const (&words)[N]) {
   std::string word = words[0];
-  read_attribute(info, "no_key", &word);
+  read_attribute(info, name, &word);
   int index = 0;
-  const std::string error = find_word("attribute no_key", word.c_str(), words, &index);
+  const std::string error = find_word((std::string("attribute ") + name).c_str(), word.c_str(), words, &index);
   if (!error.empty()) fail(error);
   return index;
 }
@@ -63,7 +67,8 @@ TopKAttentionNode read_node(const OrtKernelInfo* info) {
   read_attribute(info, "window", &a.window);
   a.scale = read_scale(info);
   a.softcap = read_softcap(info);
-  a.no_key = read_no_key(info);
+  a.no_key = read_word(info, "no_key", kNoKey);
+  a.remainder = read_word(info, "remainder", kRemainder);
   check_values(a);
   return a;
 }
@@ -75,6 +80,7 @@ graft_topk_attention read_call(const TopKAttentionNode& a, OrtKernelContext* con
   args.top_k = a.k;
   args.causal = static_cast<int32_t>(a.causal);
   args.no_key = a.no_key;
+  args.remainder = a.remainder;
   args.window = a.window;
   args.softcap = a.softcap;
   args.scale = scale_for(a.scale, args.q);

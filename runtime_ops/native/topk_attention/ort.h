@@ -10,7 +10,7 @@ struct TopKAttentionNode {
   int64_t k, causal, window;
   Scale scale;
   float softcap;
-  int32_t no_key;
+  int32_t no_key, remainder;
 };
 
 // Its attributes.

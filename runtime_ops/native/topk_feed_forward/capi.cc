@@ -24,6 +24,9 @@ struct TopKFeedForward {
         {"topk_feed_forward_avx512", Isa::avx512, 2, topk_feed_forward_avx512},
         {"topk_feed_forward_avx2", Isa::avx2, 1, topk_feed_forward_avx2},
 #endif
+#if defined(__aarch64__)
+        {"topk_feed_forward_neon", Isa::neon, 1, topk_feed_forward_neon},
+#endif
         {"topk_feed_forward_scalar", Isa::scalar, 0, topk_feed_forward_scalar},
     };
     return table;

@@ -30,6 +30,9 @@ inline float from_order(int64_t order) {
   return from_bits(static_cast<uint32_t>(bits < 0 ? bits ^ 0x7fffffff : bits));
 }
 
+// The number before x; before either zero, one that is no denormal, which a session may have set to count as 0.
+inline float below(float x) { return x == 0.0f ? -0x1p-126f : from_order(to_order(x) - 1); }
+
 template <class V>
 inline int64_t count_above(const float* scores, int64_t n, float level) {
   const typename V::F at = V::set1(level);

@@ -157,6 +157,8 @@ def plot(path: Path, panels: Sequence[Mapping[str, Any]]) -> str:
         if panel.get("logarithmic", True):
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        if panel.get("steep", False):
+            axis.set_yscale("log")
         axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
         if panel.get("limit") is not None:
             axis.set_ylim(*panel["limit"])

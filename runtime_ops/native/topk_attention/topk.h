@@ -133,26 +133,34 @@ inline float weigh(Candidates* c) {
 
 constexpr int64_t kMixAhead = 12;
 
-// out[first ..] = sum of weight * value over the survivors, for RN vectors of the value's width. Their rows are
-// anywhere in memory, so they are asked for ahead.
+// sum += the i-th survivor's weight * its value, for RN vectors from `first` on. Rows are anywhere in memory, so they
+// are asked for ahead.
+template <class V, int RN, int32_t Dtype>
+inline void mix_one(const Candidates& c, const void* values, int64_t stride, int64_t first, int64_t i,
+                    typename V::F* sum) {
+  const typename V::F weight = V::set1(c.scores[i]);
+  const void* row = element(values, Dtype, id_at(c, i) * stride + first);
+  const void* next = element(values, Dtype, id_at(c, i + kMixAhead) * stride + first);
+#pragma GCC unroll 8
+  for (int x = 0; x < RN; ++x) __builtin_prefetch(element(next, Dtype, x * V::lanes));
+#pragma GCC unroll 8
+  for (int x = 0; x < RN; ++x) sum[x] = V::fma(weight, widen<V>(row, Dtype, x * V::lanes), sum[x]);
+}
+
+// out[first ..] = sum of weight * value over the survivors. Sums of even and of odd ones wait for each other only once.
 template <class V, int RN, int32_t Dtype>
 inline void mix_as(const Candidates& c, const void* values, const graft_tensor& v, int64_t first, float* out) {
-  typename V::F sum[RN];
+  typename V::F even[RN], odd[RN];
 #pragma GCC unroll 8
-  for (int x = 0; x < RN; ++x) sum[x] = V::set1(0.0f);
-  const int64_t stride = v.strides[2];
-  const auto row_at = [&](int64_t i) { return element(values, Dtype, id_at(c, i) * stride + first); };
-  for (int64_t i = 0; i < c.count; ++i) {
-    const typename V::F weight = V::set1(c.scores[i]);
-    const void* row = row_at(i);
-    const void* next = row_at(i + kMixAhead);
-#pragma GCC unroll 8
-    for (int x = 0; x < RN; ++x) __builtin_prefetch(element(next, Dtype, x * V::lanes));
-#pragma GCC unroll 8
-    for (int x = 0; x < RN; ++x) sum[x] = V::fma(weight, widen<V>(row, Dtype, x * V::lanes), sum[x]);
+  for (int x = 0; x < RN; ++x) even[x] = odd[x] = V::set1(0.0f);
+  int64_t i = 0;
+  for (; i + 2 <= c.count; i += 2) {
+    mix_one<V, RN, Dtype>(c, values, v.strides[2], first, i, even);
+    mix_one<V, RN, Dtype>(c, values, v.strides[2], first, i + 1, odd);
   }
+  if (i < c.count) mix_one<V, RN, Dtype>(c, values, v.strides[2], first, i, even);
 #pragma GCC unroll 8
-  for (int x = 0; x < RN; ++x) V::store(out + first + x * V::lanes, sum[x]);
+  for (int x = 0; x < RN; ++x) V::store(out + first + x * V::lanes, V::add(even[x], odd[x]));
 }
 
 template <class V, int RN>

@@ -1,223 +1,249 @@
-"""Attention side by side: graft's kernel inside ONNX Runtime, ONNX Runtime's own operators, torch.
+"""Attention side by side: graft's kernels inside ONNX Runtime, ONNX Runtime's own operators, OpenVINO and torch.
 
-Every graph takes q, k, v as [b s h*d], as projections leave them, and returns that layout, so that each
-candidate pays for the reshapes that it needs; `heads first` is graft's operator alone on [b h s d]. Times are
-medians of rounds in which all candidates run one after the other in one process. Peak memory is measured in a
-process per candidate, arena off, output included. Errors are against fp64 on sampled rows.
-Run `python benchmarks/attention.py --help`.
+Every system takes q, k, v as [b s h*d], as projections leave them, and returns that layout, so that each pays for the
+reshapes that it needs; `heads first` is graft's operator alone on [b h s d]. All systems of a case take turns in one
+process; times are medians of rounds, and a ratio is the median of each round's own. Peak memory is what one run needs
+beyond what lay there before, output included, in a process per system, arena off. Errors are against fp64 on sampled
+rows; --errors compares top-k with exact top-k on made and on captured data.
+
+    pip install "attn-graft[bench]"
+    python benchmarks/attention.py --case open-1024 open-4096 --threads 1
+
+What is not measured now stays as it is in benchmarks/results/attention.json, from which docs/attention.svg is drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
-from attention_graphs import Problem, attention23, graft, group_query, multi_head, unfused
-from measuring import fresh, in_turn, peak_of, save
+from attention_graphs import Problem, split_heads
+from attention_systems import SYSTEMS, Array, Run, as_array, installed, kernels
+from fidelity_page import plot
+from measuring import fresh, in_turn, machine, peak_of
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from runtime_ops import kernels
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "attention.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A graph (or a torch function) and what it computes."""
+class Goal:
+    """How many times as fast as the fastest of some systems one of ours is to be, at least."""
 
-    name: str
-    kind: str  # exact, masked, causal or topk: candidates of one kind compute the same thing
-    baseline: bool = False  # the one that the others of its kind are compared with
-    build: Callable[[Problem], onnx.ModelProto] | None = None
+    ours: str
+    against: Sequence[str]
+    least: float
 
 
-CANDIDATES = (
-    Candidate(name="ort MultiHeadAttention", kind="exact", baseline=True, build=multi_head),
-    Candidate(name="ort Attention-23", kind="exact", build=attention23),
-    Candidate(name="ort unfused", kind="exact", build=unfused),
-    Candidate(name="torch sdpa", kind="exact"),
-    Candidate(name="graft", kind="exact", build=graft),
-    Candidate(name="graft, heads first", kind="exact", build=lambda p: graft(p, heads_first=True)),
-    Candidate(
-        name="ort MultiHeadAttention + mask",
-        kind="masked",
-        baseline=True,
-        build=lambda p: multi_head(p, masked=True),
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A problem, who computes it, and what is to be reached."""
+
+    problem: Problem
+    systems: Sequence[str]
+    goals: Sequence[Goal] = ()
+
+
+OPEN = ("ort MultiHeadAttention", "openvino", "torch", "openvino bf16", "torch bf16")
+OURS = ("graft", "graft, heads first", "graft top-k", "graft top-k, heads first")
+MASKED = ("ort MultiHeadAttention", "ort Attention-23", "openvino", "torch", "graft", "graft, bias")
+CAUSAL = ("ort GroupQueryAttention", "ort Attention-23", "openvino", "torch", "graft", "graft top-k")
+GQA = ("ort GroupQueryAttention",)
+
+
+def unmasked(t: int, fp32: float, any_number: float) -> Case:
+    """Every query sees every key; top-k against the fastest in fp32 and of all, exact attention against one."""
+    goals = [Goal(ours="graft", against=OPEN[:1], least=0.95)]
+    if fp32:
+        goals += [Goal(ours="graft top-k", against=OPEN[:3], least=fp32)]
+        goals += [Goal(ours="graft top-k", against=OPEN, least=any_number)]
+    return Case(problem=Problem(t=t, top_k=64), systems=(*OPEN, *OURS), goals=goals)
+
+
+CASES: Mapping[str, Case] = {
+    "open-512": unmasked(512, 0, 0),
+    "open-1024": unmasked(1024, 1.5, 1.0),
+    "open-2048": unmasked(2048, 0, 0),
+    "open-4096": unmasked(4096, 4.0, 2.5),
+    "open-8192": unmasked(8192, 0, 0),
+    "open-16384": unmasked(16384, 6.0, 4.0),
+    "padding-4096": Case(
+        problem=Problem(t=4096, padding=0.25),
+        systems=MASKED,
+        goals=[Goal(ours=ours, against=MASKED[:1], least=2.0) for ours in MASKED[-2:]],
     ),
-    Candidate(name="ort Attention-23 + mask", kind="masked", build=lambda p: attention23(p, masked=True)),
-    Candidate(name="ort unfused + mask", kind="masked", build=lambda p: unfused(p, masked=True)),
-    Candidate(name="torch sdpa + mask", kind="masked"),
-    Candidate(name="graft + bias", kind="masked", build=lambda p: graft(p, bias=True)),
-    Candidate(name="graft + key_mask", kind="masked", build=lambda p: graft(p, mask=True)),
-    Candidate(name="ort GroupQueryAttention", kind="causal", baseline=True, build=group_query),
-    Candidate(name="ort MultiHeadAttention causal", kind="causal", build=lambda p: multi_head(p, causal=1)),
-    Candidate(name="ort Attention-23 causal", kind="causal", build=lambda p: attention23(p, causal=1)),
-    Candidate(name="torch sdpa causal", kind="causal"),
-    Candidate(name="graft causal", kind="causal", build=lambda p: graft(p, causal=1)),
-    # In ONNX Runtime only the unfused graph computes this; the question is what exact attention costs.
-    Candidate(name="ort unfused top-k", kind="topk", build=lambda p: unfused(p, top_k=p.top_k)),
-    Candidate(name="graft top-k", kind="topk", build=lambda p: graft(p, k=p.top_k)),
-    Candidate(name="graft top-k, heads first", kind="topk", build=lambda p: graft(p, k=p.top_k, heads_first=True)),
-)
+    "causal-4096": Case(
+        problem=Problem(t=4096, causal=1, top_k=64),
+        systems=CAUSAL,
+        goals=[
+            Goal(ours="graft top-k", against=GQA, least=2.5),
+            Goal(ours="graft", against=GQA, least=0.9),
+            Goal(ours="graft", against=("ort Attention-23",), least=2.0),
+        ],
+    ),
+    "window-4096": Case(
+        problem=Problem(t=4096, causal=1, window=128),
+        systems=(*GQA, "graft"),
+        goals=[Goal(ours="graft", against=GQA, least=8.0)],
+    ),
+    "decode-32768": Case(
+        problem=Problem(t=32768, s=1, h=32, g=8, top_k=128),
+        systems=("ort GroupQueryAttention, cache", "graft, heads first", "graft top-k, heads first"),
+        goals=[Goal(ours="graft top-k, heads first", against=("ort GroupQueryAttention, cache",), least=1.5)],
+    ),
+}
+EXTRA = 1.25  # times the output tensor: the most memory that one run of graft may need
+LARGEST = "open-16384"
 
 
-def heads(x: np.ndarray[Any, Any], p: Problem) -> np.ndarray[Any, Any]:
-    """[1 t h*d] as [1 h t d]."""
-    return np.ascontiguousarray(x.reshape(1, p.t, p.h, p.d).transpose(0, 2, 1, 3))
-
-
-def torch_runner(c: Candidate, p: Problem, threads: int) -> Callable[[], np.ndarray[Any, Any]]:
-    """Make a function that calls scaled_dot_product_attention once."""
-    import torch
-
-    torch.set_num_threads(threads)
-    q, k, v = (torch.from_numpy(x).view(1, p.t, p.h, p.d).transpose(1, 2) for x in p.feeds().values())
-    mask = None
-    if c.kind == "masked":
-        mask = (torch.arange(p.t) < p.live).view(1, 1, 1, p.t)
-    attend = torch.nn.functional.scaled_dot_product_attention
-
-    def run() -> np.ndarray[Any, Any]:
-        with torch.inference_mode():
-            out = attend(q, k, v, attn_mask=mask, is_causal=c.kind == "causal")
-            return out.transpose(1, 2).reshape(1, p.t, p.h * p.d).numpy()
-
-    return run
-
-
-def runner(c: Candidate, p: Problem, threads: int, arena: bool) -> Callable[[], np.ndarray[Any, Any]]:
-    """Make a function that computes the candidate once; building it is not measured."""
-    if c.build is None:
-        return torch_runner(c, p, threads)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = arena
-    kernels.register(options)
-    session = onnxruntime.InferenceSession(c.build(p).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feeds = p.feeds()
-    if "heads first" in c.name:
-        feeds = {name: heads(x, p) for name, x in feeds.items()}
-    return lambda: session.run(["out"], feeds)[0]  # type: ignore[no-any-return]
-
-
-def golden_rows(c: Candidate, p: Problem, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def golden(p: Problem, rows: Array, top_k: int) -> Array:
     """fp64 outputs [h rows d] of the sampled query rows."""
-    q, k, v = (heads(x, p)[0].astype(np.float64) for x in p.feeds().values())
+    q, k, v = (x[0].astype(np.float64) for x in p.feeds(heads_first=True).values())
+    k, v = (np.repeat(x, p.h // p.g, axis=0) for x in (k, v))
     scores = np.einsum("hsd,htd->hst", q[:, rows], k) * p.d**-0.5
-    keys = np.arange(p.t)
-    if c.kind == "masked":
-        scores[..., keys >= p.live] = -np.inf
-    if c.kind == "causal":
-        scores[:, keys[None] > rows[:, None]] = -np.inf
-    if c.kind == "topk":
-        scores[scores < np.partition(scores, -p.top_k, -1)[..., -p.top_k, None]] = -np.inf
+    scores = np.where(p.visible(rows), scores, -np.inf)
+    if 0 < top_k < p.t:
+        scores[scores < np.partition(scores, -top_k, -1)[..., -top_k, None]] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    result: np.ndarray[Any, Any] = np.einsum("hst,htd->hsd", weights / weights.sum(-1, keepdims=True), v)
+    result: Array = np.einsum("hst,htd->hsd", weights / weights.sum(-1, keepdims=True), v)
     return result
 
 
-def error_of(c: Candidate, p: Problem, out: np.ndarray[Any, Any]) -> float:
+def error_of(name: str, p: Problem, run: Run) -> float:
     """Largest absolute error on 16 rows of every head."""
-    rows = np.linspace(0, p.t - 1, 16).astype(int)
-    got = (out if "heads first" in c.name else heads(out, p))[0][:, rows]
-    return float(np.abs(got - golden_rows(c, p, rows)).max())
+    rows = np.unique(np.linspace(0, p.s - 1, 16).astype(int))
+    out = as_array(run())
+    got = (out if SYSTEMS[name].heads_first else split_heads(out, p.d))[0][:, rows]
+    return float(np.abs(got - golden(p, rows, p.top_k if SYSTEMS[name].top_k else 0)).max())
 
 
-def peak_in_process(c: Candidate, args: argparse.Namespace, p: Problem) -> float:
-    """Measure the peak of one run in a fresh process."""
-    sizes = {"t": p.t, "h": p.h, "d": p.d, "top_k": p.top_k, "padding": p.padding}
-    return float(fresh(__file__, peak=c.name, threads=args.threads, **sizes))
-
-
-def proofs_of(run: Callable[[], Any]) -> dict[str, int]:
-    """Tell how often 8-bit scores proved a selection in one run, in blocks of rows."""
+def proofs_of(run: Run) -> dict[str, int] | None:
+    """Tell how often 8-bit scores proved a selection in one run, in blocks of rows; None where none was tried."""
     before = kernels.topk_proofs()
     run()
-    return {name: count - before[name] for name, count in kernels.topk_proofs().items()}
+    found = {name: count - before[name] for name, count in kernels.topk_proofs().items()}
+    return found if found["blocks"] else None
 
 
-def measure(candidates: list[Candidate], args: argparse.Namespace, p: Problem) -> list[dict[str, Any]]:
-    """Time all candidates, round by round."""
-    runs = {c.name: runner(c, p, args.threads, arena=True) for c in candidates}
-    errors = {c.name: error_of(c, p, runs[c.name]()) for c in candidates}
-    proofs = {c.name: proofs_of(runs[c.name]) for c in candidates if c.kind == "topk" and c.name.startswith("graft")}
-    times = in_turn(runs, args.rounds)
-    rows = []
-    for c in candidates:
-        row: dict[str, Any] = {"name": c.name, "kind": c.kind, "t": p.t, "ms": statistics.median(times[c.name]) * 1e3}
-        row |= {"best_ms": min(times[c.name]) * 1e3, "error": errors[c.name]}
-        row["proofs"] = proofs.get(c.name)
-        row["peak_mib"] = None if args.no_memory else peak_in_process(c, args, p)
-        rows.append(row)
-    return rows
+def measure(case: Case, threads: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """Time all systems of a case, round by round; as many rounds as fit the seconds, three at least."""
+    p = case.problem
+    runs = {name: SYSTEMS[name].start(p, threads, True) for name in case.systems if installed(SYSTEMS[name])}
+    errors = {name: error_of(name, p, run) for name, run in runs.items()}
+    begin = time.perf_counter()
+    proofs = {name: proofs_of(run) for name, run in runs.items()}
+    fit = int(seconds / (time.perf_counter() - begin))
+    times = in_turn(runs, max(3, min(rounds, fit)))
+    rows = {
+        name: {"ms": statistics.median(times[name]) * 1e3, "best_ms": min(times[name]) * 1e3, "error": errors[name]}
+        | ({"proofs": proofs[name]} if proofs[name] else {})
+        for name in runs
+    }
+    goals = [reached(goal, times) for goal in case.goals]
+    return {
+        "problem": asdict(p),
+        "threads": threads,
+        "rounds": len(times[case.systems[0]]),
+        "rows": rows,
+        "goals": goals,
+    }
 
 
-def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Add `ratio`, time over the baseline of the kind (top-k: exact MultiHeadAttention)."""
-    base = {row["kind"]: row["ms"] for row in rows if any(c.baseline and c.name == row["name"] for c in CANDIDATES)}
-    for row in rows:
-        against = base.get("exact" if row["kind"] == "topk" else row["kind"])
-        row["ratio"] = None if against is None else row["ms"] / against
+def reached(goal: Goal, times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Return the goal and the ratio that was reached, against the system with the lowest median."""
+    fastest = min((name for name in goal.against if name in times), key=lambda name: statistics.median(times[name]))
+    ratio = statistics.median(peer / ours for peer, ours in zip(times[fastest], times[goal.ours], strict=True))
+    return {"ours": goal.ours, "fastest": fastest, "of": len(goal.against), "least": goal.least, "ratio": ratio}
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a table."""
-    print(f"{'candidate':32}{'kind':8}{'t':>7}{'ms':>10}{'best':>10}{'ratio':>8}{'peak MiB':>10}{'error':>10}")
-    for row in rows:
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        numbers = f"{row['ms']:>10.1f}{row['best_ms']:>10.1f}{ratio:>8}{peak:>10}{row['error']:>10.1e}"
-        print(f"{row['name']:32}{row['kind']:8}{row['t']:>7}{numbers}")
+def memory(threads: int) -> dict[str, Any]:
+    """Return the MiB of every system at the largest length, and the share of the output that graft needs."""
+    p = CASES[LARGEST].problem
+    output = p.h * p.s * p.d * 4 / 2**20
+    names = [name for name in CASES[LARGEST].systems if installed(SYSTEMS[name])]
+    peaks = {name: float(fresh(__file__, peak=name, threads=threads)) for name in names}
+    return {"t": p.t, "output_mib": output, "most": EXTRA, "peak_mib": peaks}
+
+
+def show(name: str, found: Mapping[str, Any]) -> None:
+    """Print a case."""
+    print(f"\n{name}, {found['threads']} threads, {found['rounds']} rounds")
+    for system, row in found["rows"].items():
+        print(f"  {system:34}{row['ms']:>10.1f} ms{row['best_ms']:>10.1f} best{row['error']:>10.1e}")
+    for goal in found["goals"]:
+        told = f"{goal['ratio']:.2f} of {goal['least']}" + ("" if goal["ratio"] >= goal["least"] else "   MISSED")
+        print(f"  {goal['ours']} / {goal['fastest']} (fastest of {goal['of']}): {told}", flush=True)
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Draw time against length, one line a system, a panel for each number of threads."""
+    panels = []
+    found = [case for name, case in results["cases"].items() if name.startswith("open")]
+    for threads in sorted({case["threads"] for case in found}):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for case in found:
+            rows = case["rows"].items() if case["threads"] == threads else ()
+            for system, row in rows:
+                if "heads first" not in system:
+                    lines.setdefault(system, []).append((case["problem"]["t"], row["ms"]))
+        title = f"{threads} thread{'s' * (threads > 1)}"
+        panels.append({"title": title, "x": "tokens", "y": "milliseconds", "lines": lines, "steep": True})
+    plot(path, panels)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--t", type=int, nargs="+", default=[2048, 4096], help="lengths")
-    parser.add_argument("--h", type=int, default=12, help="heads")
-    parser.add_argument("--d", type=int, default=64, help="head width")
-    parser.add_argument("--top-k", type=int, default=64)
-    parser.add_argument("--padding", type=float, default=0.25, help="share of the keys that masked candidates hide")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="names must contain one of these, separated by commas")
-    parser.add_argument("--kind", default="", help="exact, masked, causal or topk, separated by commas")
-    parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", nargs="*", choices=CASES, default=list(CASES), help="what to measure; default: all")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=9, help="at most")
+    parser.add_argument("--seconds", type=float, default=60, help="of a case's rounds, about")
+    parser.add_argument("--only", default="", help="systems whose names contain one of these, separated by commas")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory")
+    parser.add_argument("--errors", action="store_true", help="compare top-k on made and captured data with fp64")
+    parser.add_argument("--data", type=Path, help="folder of texts for --errors: see fidelity.py")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="results to complete")
+    parser.add_argument("--svg", type=Path, help="draw the results here")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def chosen(args: argparse.Namespace) -> list[Candidate]:
-    """Pick the candidates that the command line names."""
-    parts, kinds = args.only.split(","), [kind for kind in args.kind.split(",") if kind]
-    have_torch = find_spec("torch") is not None
-    wanted = [c for c in CANDIDATES if any(part in c.name for part in parts) and (not kinds or c.kind in kinds)]
-    return [c for c in wanted if c.build is not None or have_torch]
+def chosen(case: Case, only: str) -> Case:
+    """Leave of a case the systems that the command line names, and the goals that need no other."""
+    names = [name for name in case.systems if any(part in name for part in only.split(","))]
+    goals = [g for g in case.goals if g.ours in names and any(name in names for name in g.against)]
+    return replace(case, systems=names, goals=goals)
 
 
 def main() -> None:
     """Run the benchmark."""
     args = parse()
-    problems = [Problem(t=t, h=args.h, d=args.d, top_k=args.top_k, padding=args.padding) for t in args.t]
     if args.peak:
-        only = next(c for c in CANDIDATES if c.name == args.peak)
-        print(peak_of(runner(only, problems[0], args.threads, arena=False))[0])
+        print(peak_of(SYSTEMS[args.peak].start(CASES[LARGEST].problem, args.threads[0], False))[0])
         return
-    rows = []
-    for p in problems:
-        measured = measure(chosen(args), args, p)
-        add_ratios(measured)
-        rows += measured
-    show(rows)
-    save(args, onnxruntime, rows=rows)
+    results = json.loads(args.json.read_text("utf-8")) if args.json.exists() else {"cases": {}}
+    results["machine"] = machine("onnxruntime", "openvino", "torch")
+    for name in args.case:
+        for threads in args.threads:
+            found = measure(chosen(CASES[name], args.only), threads, args.rounds, args.seconds)
+            results["cases"][f"{name}, {threads}"] = found
+            show(name, found)
+    if args.memory:
+        results["memory"] = memory(args.threads[0])
+    if args.errors:
+        import attention_errors  # needs transformers
+
+        results["errors"] = attention_errors.errors(64, args.data)
+    args.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    if args.svg:
+        draw(results, args.svg)
 
 
 if __name__ == "__main__":

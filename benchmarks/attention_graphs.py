@@ -18,23 +18,52 @@ Feeds = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One size: batch 1, t keys and queries; masked candidates hide the last `padding` share of the keys."""
+    """One size: batch 1, t keys and as many queries, unless s says otherwise; what hides keys, and how many survive."""
 
     t: int
-    h: int
-    d: int
-    top_k: int
-    padding: float
+    h: int = 12
+    d: int = 64
+    s: int = 0  # queries, the last of the t tokens; 0: t
+    g: int = 0  # key heads; 0: h
+    top_k: int = 0
+    causal: int = 0
+    window: int = 0
+    padding: float = 0.0  # the share of the keys, from the end, that a mask hides
 
-    def feeds(self) -> Feeds:
-        """q, k, v [1 t h*d], standard normal."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "s", self.s or self.t)
+        object.__setattr__(self, "g", self.g or self.h)
+
+    def shapes(self, heads_first: bool = False) -> dict[str, tuple[int, ...]]:
+        """Return those of q, k and v: [1 s h*d], [1 t g*d], or [1 h s d], [1 g t d]."""
+        sizes = {"q": (self.s, self.h), "k": (self.t, self.g), "v": (self.t, self.g)}
+        if heads_first:
+            return {name: (1, heads, n, self.d) for name, (n, heads) in sizes.items()}
+        return {name: (1, n, heads * self.d) for name, (n, heads) in sizes.items()}
+
+    def feeds(self, heads_first: bool = False) -> Feeds:
+        """Return q, k and v, standard normal."""
         random = np.random.default_rng(0)
-        return {name: random.standard_normal((1, self.t, self.h * self.d), np.float32) for name in "qkv"}
+        made = {name: random.standard_normal(shape, np.float32) for name, shape in self.shapes().items()}
+        return {name: split_heads(x, self.d) for name, x in made.items()} if heads_first else made
 
     @property
     def live(self) -> int:
         """Keys that the padding mask leaves visible."""
         return self.t - int(self.t * self.padding)
+
+    def visible(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Whether each of some queries sees each key [rows t]."""
+        keys, places = np.arange(self.t), rows[:, None] + self.t - self.s
+        seen = np.broadcast_to(keys < self.live, (len(rows), self.t))
+        if self.causal or self.window:
+            seen = seen & (keys <= places)
+        return seen & (keys > places - self.window) if self.window else seen
+
+
+def split_heads(x: np.ndarray[Any, Any], d: int) -> np.ndarray[Any, Any]:
+    """[1 t h*d] as [1 h t d]."""
+    return np.ascontiguousarray(x.reshape(1, x.shape[1], -1, d).transpose(0, 2, 1, 3))
 
 
 class Graph:
@@ -58,7 +87,7 @@ class Graph:
 
     def split(self, name: str) -> str:
         """[1 t h*d] as [1 h t d]."""
-        shape = self.const([1, -1, self.p.h, self.p.d], np.int64)
+        shape = self.const([1, -1, self.p.h if name == "q" else self.p.g, self.p.d], np.int64)
         return self.add("Transpose", self.add("Reshape", name, shape), perm=[0, 2, 1, 3])
 
     def merge(self, name: str) -> str:
@@ -74,9 +103,8 @@ class Graph:
 
     def model(self, out: str, heads_first: bool = False) -> onnx.ModelProto:
         """Finish the graph with `out` as its output."""
-        p = self.p
-        shape = [1, p.h, p.t, p.d] if heads_first else [1, p.t, p.h * p.d]
-        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "qkv"]
+        shapes = self.p.shapes(heads_first).items()
+        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes]
         self.nodes.append(helper.make_node("Identity", [out], ["out"]))
         output = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, "attention", inputs, [output], self.weights)
@@ -120,9 +148,29 @@ def attention23(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.Mo
 def group_query(p: Problem) -> onnx.ModelProto:
     """com.microsoft GroupQueryAttention, which is always causal."""
     g = Graph(p)
-    lengths = [g.const([p.t - 1], np.int32), g.const(p.t, np.int32)]
-    heads = {"num_heads": p.h, "kv_num_heads": p.h}
-    return g.model(g.add("GroupQueryAttention", "q", "k", "v", "", "", *lengths, domain=MICROSOFT, outputs=3, **heads))
+    return g.model(_group_query(g, "q", "k", "v", "", ""))
+
+
+def _group_query(g: Graph, *inputs: str) -> str:
+    lengths = [g.const([g.p.t - 1], np.int32), g.const(g.p.t, np.int32)]
+    form = {"num_heads": g.p.h, "kv_num_heads": g.p.g, "local_window_size": g.p.window or -1}
+    return g.add("GroupQueryAttention", *inputs, *lengths, domain=MICROSOFT, outputs=3, **form)
+
+
+def group_query_step(p: Problem) -> onnx.ModelProto:
+    """Return a decoding step: q, and k and v of one token, which go into caches [1 g t d] that hold all others."""
+    g = Graph(p)
+    out = _group_query(g, "q", "k", "v", "past_k", "past_v")
+    node = g.nodes[-1]
+    node.output[1:] = ["present_k", "present_v"]
+    model = g.model(out)
+    cache = (1, p.g, p.t, p.d)
+    for name in "kv":
+        shape = next(x for x in model.graph.input if x.name == name).type.tensor_type.shape
+        shape.dim[1].dim_value = 1
+        model.graph.input.append(helper.make_tensor_value_info(f"past_{name}", TensorProto.FLOAT, cache))
+        model.graph.output.append(helper.make_tensor_value_info(f"present_{name}", TensorProto.FLOAT, cache))
+    return model
 
 
 def unfused(p: Problem, *, masked: bool = False, top_k: int = 0) -> onnx.ModelProto:

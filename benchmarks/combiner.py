@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,24 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from attention import Candidate, runner
 from attention_graphs import Graph, Problem, group_query, multi_head
+from attention_systems import in_session
 from measuring import fresh, in_turn, peak_of, save
 
 import rewriter
 
 FAST = ("fixed", "logsparse")  # also as the operator alone on [b h s d]
 VARIANTS = ("fixed", "logsparse", "axial-vertical", "axial-horizontal", "axial-row-major", "mixture")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A graph and what it computes: exact, or causal; baselines are what the others are compared with."""
+
+    name: str
+    kind: str
+    build: Callable[[Problem], Any]
+    baseline: bool = False
 
 
 def combiner(p: Problem, variant: str, causal: int, heads_first: bool = False) -> Any:
@@ -63,7 +75,7 @@ def candidates() -> list[Candidate]:
 
 def measure(chosen: list[Candidate], p: Problem, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time all candidates on one length, round by round."""
-    runs = {c.name: runner(c, p, args.threads, arena=True) for c in chosen if not too_long(c, p, args)}
+    runs = {c.name: in_session(c.build, p, args.threads, True) for c in chosen if not too_long(c, p, args)}
     times = in_turn(runs, args.rounds + 1)  # the first one warms up
     rows = [{"name": c.name, "kind": c.kind, "t": p.t} for c in chosen if c.name in runs]
     for row in rows:
@@ -126,10 +138,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark."""
     args = parse()
-    problems = [Problem(t=t, h=args.h, d=args.d, top_k=0, padding=0.0) for t in args.t]
+    problems = [Problem(t=t, h=args.h, d=args.d) for t in args.t]
     if args.peak:
         only = next(c for c in candidates() if c.name == args.peak)
-        print(peak_of(runner(only, problems[0], args.threads, arena=False))[0])
+        print(peak_of(in_session(only.build, problems[0], args.threads, False))[0])
         return
     chosen = [c for c in candidates() if any(part in c.name for part in args.only.split(","))]
     rows = [row for p in problems for row in measure(chosen, p, args)]

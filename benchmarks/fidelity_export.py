@@ -44,13 +44,13 @@ def sentence_encoder(folder: Path) -> Path:
     return path
 
 
-def language_windows(prose: str, count: int) -> Sequence[Array]:
-    """Return the first windows of 512 tokens as SmolLM2 reads them."""
+def language_windows(prose: str, count: int, length: int) -> Sequence[Array]:
+    """Return the first windows of so many tokens as SmolLM2 reads them."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(packaged(*LANGUAGE), gguf_file=GGUF)
-    words = np.array(tokenizer(prose[: count * 512 * 8])["input_ids"])
-    return [words[n * 512 : (n + 1) * 512] for n in range(count)]
+    words = np.array(tokenizer(prose[: count * length * 8])["input_ids"])
+    return [words[n * length : (n + 1) * length] for n in range(count)]
 
 
 def language_model(folder: Path) -> Path:

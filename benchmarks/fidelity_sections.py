@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fidelity_models import Files, LongSentences, Sentences, Subject, Titles, Windows
+from fidelity_models import Files, LongSentences, LongWindows, Sentences, Subject, Titles, Windows
 from fidelity_pairs import Pairs
 from fidelity_setup import Setup
 
 import rewriter
 from runtime_ops.ops.combiner_attention import VARIANTS
+from runtime_ops.ops.remainder import REMAINDERS
 
 Row = dict[str, Any]
 KINDS: Mapping[str, Callable[[Setup], Subject]] = {
@@ -24,6 +25,7 @@ KINDS: Mapping[str, Callable[[Setup], Subject]] = {
     "titles": Titles,
     "windows": Windows,
     "long sentences": LongSentences,
+    "long windows": LongWindows,
 }
 UNGATED, GATED = ("preactivation", "magnitude"), ("contribution", "magnitude", "preactivation")
 SELECTIONS = {"sentences": UNGATED, "titles": GATED, "windows": GATED}
@@ -111,6 +113,17 @@ def attention(lab: Lab) -> Iterator[Row]:
         yield from lab.rows(kind, settings)
 
 
+def remainder(lab: Lab) -> Iterator[Row]:
+    """Keep the k best keys of every query in every attention, and by each way what the others weigh."""
+    settings: list[Any] = [({"k": LongWindows.length, "remainder": "–"}, None, None)]
+    settings += [
+        ({"k": k, "remainder": way}, f"topk-attention:k={k},remainder={way}", None)
+        for way in REMAINDERS
+        for k in ((64,) if lab.setup.quick else (16, 64, 128))
+    ]
+    yield from lab.rows("long windows", settings)
+
+
 def combiner(lab: Lab) -> Iterator[Row]:
     """Use Combiner in all layers: every variant, and longer spans."""
     ways = [(variant, 0, form) for variant in VARIANTS for form in ("mean, counted", "paper")]
@@ -171,6 +184,7 @@ SECTIONS: Mapping[str, Callable[[Lab], Iterator[Row]]] = {
     "feed-forward": feed_forward,
     "activity": activity,
     "attention": attention,
+    "remainder": remainder,
     "combiner": combiner,
     "combiner-by-layer": combiner_by_layer,
     "zero-shot": zero_shot,

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,9 +55,15 @@ def fresh(script: str, **options: object) -> str:
     return done.stdout.splitlines()[-1]
 
 
+def machine(*packages: str) -> dict[str, str]:
+    """Return what was measured on and with; packages that are not installed are left out."""
+    found = {"machine": platform.processor() or platform.machine()}
+    return found | {name: metadata.version(name) for name in packages if find_spec(name)}
+
+
 def save(args: argparse.Namespace, library: ModuleType, **told: Any) -> None:
     """Write the machine, the settings and what is told where ``--json`` says, if it does."""
     if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), library.__name__: library.__version__}
         settings = {key: value for key, value in vars(args).items() if key not in _HIDDEN}
-        args.json.write_text(json.dumps({**machine, "settings": settings, **told}, indent=1) + "\n")
+        told = {**machine(library.__name__), "settings": settings, **told}
+        args.json.write_text(json.dumps(told, indent=1) + "\n")

@@ -1,9 +1,11 @@
 """Generating with hidden states instead of keys and values: the same tokens, and how much less is kept.
 
-Takes a decoder as exporters write it, without past and with past, expands both files and drives the original and the
-result through ONNX Runtime, greedily and with beams. The encoder's hidden states are made up, unless a file gives them.
+Takes a decoder as exporters write it, two files, without past and with past, or one that is both, expands it and
+drives the original and the result through ONNX Runtime, greedily and with beams. The encoder's hidden states are made
+up, unless a file gives them.
 
     python examples/generate.py decoder_model.onnx decoder_with_past_model.onnx [--tokens 40] [--beams 4]
+    python examples/generate.py decoder_model_merged.onnx
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ Feeds = dict[str, np.ndarray]
 def main(argv: Sequence[str]) -> int:
     """Tell the story."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("decoder", type=Path, help="the file without past")
-    parser.add_argument("with_past", type=Path, help="the file that takes keys and values back")
+    parser.add_argument("decoder", type=Path, help="the file without past, or one that is both")
+    parser.add_argument("with_past", type=Path, nargs="?", help="the file that takes keys and values back")
     parser.add_argument("--hidden", type=Path, help=".npy file of the encoder's hidden states [b t m]")
     parser.add_argument("--start", type=int, default=0, help="id of the token that begins")
     parser.add_argument("--tokens", type=int, default=40)
@@ -39,8 +41,9 @@ def main(argv: Sequence[str]) -> int:
         report = rewriter.expand(args.decoder, args.with_past, Path(folder) / "expanded")
         print(text(report))
         kept = states(Path(report.output))
-        old = Decoder([args.decoder, args.with_past], kept.old)
-        new = Decoder([Path(report.output) / args.decoder.name, Path(report.output) / args.with_past.name], kept.new)
+        originals = [file for file in (args.decoder, args.with_past) if file is not None]
+        old = Decoder(originals, kept.old, kept.switch)
+        new = Decoder([Path(report.output) / file.name for file in originals], kept.new, kept.switch)
         feeds = beginning(old, args.start, args.hidden)
         same = [compare(old, new, feeds, args.tokens, beams) for beams in (1, args.beams)]
     return 0 if all(same) else 1

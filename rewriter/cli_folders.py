@@ -9,6 +9,7 @@ from rewriter.errors import DONE
 from rewriter.options import (
     Decoder,
     Folder,
+    Inputs,
     Int8,
     Json,
     Layers,
@@ -59,17 +60,23 @@ def cache(folder: SplitFolder, passages: Passages, store: StorePath, int8: Int8 
 
 
 def expand(
-    decoder: Decoder, with_past: WithPast, output: Folder, no_verify: NoVerify = False, json: Json = False
+    decoder: Decoder,
+    output: Folder,
+    with_past: WithPast = None,
+    inputs: Inputs = None,
+    no_verify: NoVerify = False,
+    json: Json = False,
 ) -> int:
-    """Rewrite a decoder's two files to keep hidden states instead of keys and values, and write a manifest.
+    """Rewrite a decoder's files to keep hidden states instead of keys and values, and write a manifest.
 
     \b
     Examples:
       graft expand decoder_model.onnx decoder_with_past_model.onnx -o expanded
+      graft expand decoder_model_merged.onnx -o expanded
     """
     import rewriter
 
-    console.emit(rewriter.expand(decoder, with_past, output, verify=not no_verify), as_json=json)
+    console.emit(rewriter.expand(decoder, with_past, output, verify=not no_verify, inputs=inputs), as_json=json)
     return DONE
 
 

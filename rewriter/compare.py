@@ -109,7 +109,7 @@ def noise(path: str | os.PathLike[str], found: Sequence[Case]) -> float:
     Quantised models turn one rounding into a step; no rewrite can be closer than the model is to itself.
     """
     usual = sessions.open_session(path, ours=False)
-    others = [sessions.open_session(path, optimize=level, ours=False) for level in ("none", "basic", "extended")]
+    others = [sessions.open_session(path, optimize=level, ours=False) for level in sessions.LESS_OPTIMIZED]
     reports = [compare_sessions(usual, other, found, 0.0) for other in others]
     return max((o.rel_l2 for report in reports for o in report.outputs), default=0.0)
 

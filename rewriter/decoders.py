@@ -1,67 +1,94 @@
-"""Expanding a decoder: its files with and without past keep hidden states instead of keys and values."""
+"""Expanding a decoder: its files, without past and with, keep hidden states instead of keys and values."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rewriter import files, registry, stepping
 from rewriter.compare import TOLERANCE
 from rewriter.errors import GraftError, VerificationError
-from rewriter.hosts import onnx_signature
+from rewriter.hosts import onnx_merged, onnx_signature
 from rewriter.inputs import Signature
 from rewriter.onnx_host import OnnxHost
 from rewriter.reading import Kept, State
-from rewriter.report import ExpandReport, Signatures
+from rewriter.report import ExpandReport
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _BESIDE = ("config.json", "generation_config.json")  # what other tools read beside the model
 
 PathLike = str | os.PathLike[str]
+Named = Mapping[str, Mapping[str, Mapping[str, str]]]  # signatures by file
 
 
-def expand(decoder: PathLike, with_past: PathLike, output: PathLike, verify: bool = True) -> ExpandReport:
+def expand(
+    decoder: PathLike,
+    with_past: PathLike | None,
+    output: PathLike,
+    verify: bool = True,
+    inputs: PathLike | None = None,
+) -> ExpandReport:
     """Rewrite a decoder so that it keeps hidden states instead of keys and values (EL-attention, Yan 2021).
 
-    The encoder's hidden states [b t m] are given to both files, once for all beams of a sentence; the hidden states
+    The encoder's hidden states [b t m] are given to every run, once for all beams of a sentence; the hidden states
     [n s m] of what was decoded take the place of each layer's keys and values. Results are the same up to rounding.
 
     Args:
-        decoder: the file without past, which gives keys and values.
-        with_past: the file that takes them back.
-        output: the folder to write both into, under their names, with ``manifest.json``.
+        decoder: the file without past, which gives keys and values; or one that is both, as optimum merges them.
+        with_past: the file that takes them back; None where ``decoder`` is both.
+        output: the folder to write into, under the files' names, with ``manifest.json``.
         verify: decode several tokens with the original and the result, and compare.
+        inputs: an .npz file of the first run's inputs, to verify on instead of made-up ones.
 
     Raises:
         VerificationError: the result does not give the original's numbers; no output is left.
         GraftError: a file cannot be opened, an attention cannot be expanded, or the folder is not empty.
     """
-    folder, hosts = files.free_folder(output), (OnnxHost(decoder), OnnxHost(with_past))
-    first, later = (host.read() for host in hosts)
-    signature = Signature(first.graphs)
-    old = _signatures([host.open() for host in hosts])
-    *plans, kept = registry.decoders()[0](first, later)
-    models = [h.lower(r, p) for h, r, p in zip(hosts, (first, later), plans, strict=True)]
-    new = _signatures(models)
-    names = [Path(decoder).name, Path(with_past).name]
+    folder, sources = files.free_folder(output), [Path(file) for file in (decoder, with_past) if file is not None]
+    names = [file.name for file in sources]
+    if len(set(names)) < len(names):
+        raise GraftError(f"both files are called {names[0]}, and one folder cannot hold both")
+    originals = [files.open_model(file) for file in sources]
+    made = _made(originals)
+    old, new = _signatures(names, originals), _signatures(names, made.models)
     with files.staging(folder) as staged:
-        for model, name in zip(models, names, strict=True):
-            files.save_into(model, staged, name)
-        error = _verified([decoder, with_past], [staged / name for name in names], kept, signature) if verify else None
-        _describe(staged, names, kept, old, new)
-        for name in (name for name in _BESIDE if (Path(decoder).parent / name).is_file()):
-            shutil.copy(Path(decoder).parent / name, staged / name)
+        results = [files.save_into(model, staged, name) for model, name in zip(made.models, names, strict=True)]
+        error = _verified(sources, results, made, inputs) if verify else None
+        _describe(staged, names, made.kept, old, new)
+        _copy(sources[0].parent, staged)
         sizes = files.publish_folder(staged, folder)
     return ExpandReport(
-        decoder=str(decoder), with_past=str(with_past), output=str(folder), attentions=len(plans[0]), old=old, new=new,
-        files=sizes, error=error,
+        decoder=str(decoder), with_past=None if with_past is None else str(with_past), output=str(folder),
+        attentions=made.attentions, old=old, new=new, files=sizes, error=error,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """The models to write, what they keep, how many attentions were expanded, and the inputs without past."""
+
+    models: Sequence[Any]
+    kept: Kept
+    attentions: int
+    signature: Signature
+
+
+def _made(originals: Sequence[Any]) -> _Made:
+    """Return what becomes of two models, or of one that is both; the originals stay as they are."""
+    switch = onnx_merged.switch(originals[0]) if len(originals) == 1 else None
+    hosts = [OnnxHost(model) for model in (originals if switch is None else onnx_merged.split(originals[0]))]
+    first, later = (host.read() for host in hosts)
+    signature = Signature(first.graphs)
+    *plans, kept = registry.decoders()[0](first, later)
+    one, two = (host.lower(*both) for host, *both in zip(hosts, (first, later), plans, strict=True))
+    models = [one, two] if switch is None else [onnx_merged.merge(one, two, switch)]
+    return _Made(models=models, kept=replace(kept, switch=switch), attentions=len(plans[0]), signature=signature)
 
 
 def states(folder: PathLike) -> Kept:
@@ -73,31 +100,39 @@ def states(folder: PathLike) -> Kept:
     path = Path(folder) / MANIFEST
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        old, new = ([State(**state) for state in facts["kept"][which]] for which in ("old", "new"))
+        kept = facts["kept"]
+        old, new = ([State(**state) for state in kept[which]] for which in ("old", "new"))
+        return Kept(old=old, new=new, switch=kept["switch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GraftError(f"{path}: is no manifest of an expanded decoder") from error
-    return Kept(old=old, new=new)
 
 
-def _describe(folder: Path, names: Sequence[str], kept: Kept, old: Signatures, new: Signatures) -> None:
+def _describe(folder: Path, names: Sequence[str], kept: Kept, old: Named, new: Named) -> None:
     """Write what whoever runs the files must know."""
-    signatures = {"old": asdict(old), "new": asdict(new)}
-    facts = {"format": _FORMAT, "files": names, "kept": asdict(kept), "signatures": signatures}
+    facts = {"format": _FORMAT, "files": names, "kept": asdict(kept), "signatures": {"old": old, "new": new}}
     (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _signatures(models: Sequence[Any]) -> Signatures:
-    first, later = map(onnx_signature.signature, models)
-    return Signatures(first=first, later=later)
+def _copy(source: Path, folder: Path) -> None:
+    for file in (source / name for name in _BESIDE):
+        if file.is_file():
+            shutil.copy(file, folder / file.name)
 
 
-def _verified(old: Sequence[PathLike], new: Sequence[PathLike], kept: Kept, signature: Signature) -> float:
+def _signatures(names: Sequence[str], models: Sequence[Any]) -> Named:
+    return {name: onnx_signature.signature(model) for name, model in zip(names, models, strict=True)}
+
+
+def _verified(old: Sequence[Path], new: Sequence[Path], made: _Made, inputs: PathLike | None) -> float:
     """Return how far the results are from the originals over several steps.
 
     Raises:
-        VerificationError: further than rounding goes.
+        VerificationError: further than rounding takes the original from itself.
     """
-    error = stepping.distance(old, new, kept, signature)
-    if not error <= 10 * TOLERANCE:
+    kept = made.kept
+    one = stepping.Decoder(old, kept.old, kept.switch, ours=False)
+    feeds, ids = stepping.beginning(one, made.signature, inputs)
+    error = stepping.distance(one, stepping.Decoder(new, kept.new, kept.switch), feeds, ids)
+    if not error <= 10 * TOLERANCE and not error <= 2 * stepping.noise(one, old, feeds, ids):
         raise VerificationError(f"the expanded decoder's outputs are {error:.2e} from the original's; none is written")
     return error

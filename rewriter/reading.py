@@ -48,10 +48,14 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What a decoder keeps before and after an edit."""
+    """What a decoder keeps before and after an edit.
+
+    ``switch`` is the input by which a file that is both, without past and with, is told which it is to be.
+    """
 
     old: Sequence[State]
     new: Sequence[State]
+    switch: str | None = None
 
 
 @quiet_gc

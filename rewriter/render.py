@@ -136,7 +136,7 @@ def _sites(kernels: Mapping[str, str], check: ApplyCheck | None) -> Table:
     errors = {row.site: row for row in check.sites} if check else {}
     heads = ["site", "runs on"]
     if errors:
-        heads += [">rewrite", ">kernel", ">original", ">top-k"]
+        heads += [">rewrite", ">kernel", ">original", ">approximation"]
     rows = ((site, kernel, *_errors(errors.get(site))) for site, kernel in kernels.items())
     return table(heads, (row[: len(heads)] for row in rows))
 
@@ -148,12 +148,13 @@ def _errors(row: SiteError | None) -> Sequence[str]:
 
 
 def _check(check: ApplyCheck) -> Iterable[RenderableType]:
-    yield "relative L2 error of each site alone, against fp64: of the rewrite (k = all), of what will run,"
-    yield "of the original as it ran, and of the k asked for"
-    yield "\nend to end, the rewrite itself (k = all):"
+    exact = " at the setting where it is exact (of top-k: k = all)" if check.approximation else ""
+    yield f"relative L2 error of each site alone, against fp64: of the rewrite{exact},"
+    yield "of what will run, of the original as it ran, and of the approximation asked for"
+    yield f"\nend to end, the rewrite itself{exact}:"
     yield from _verify(check.rewrite)
     if check.approximation:
-        yield "\nend to end, with the k asked for:"
+        yield "\nend to end, with the approximation asked for:"
         yield _outputs(check.approximation.outputs)
     if check.rolled_back:
         yield f"\nrolled back: {', '.join(check.rolled_back)}"
@@ -239,9 +240,10 @@ def _cache(report: CacheReport) -> Iterable[RenderableType]:
 
 def _expand(report: ExpandReport) -> Iterable[RenderableType]:
     proof = "" if report.error is None else f"; over several steps outputs are at most {_error(report.error)} apart"
-    yield f"{report.decoder}, {report.with_past}: {counted(report.attentions, 'attention')} expanded{proof}"
-    first, later = (report.old.first, report.new.first), (report.old.later, report.new.later)
-    for file, (old, new) in ((report.decoder, first), (report.with_past, later)):
+    sources = ", ".join(filter(None, (report.decoder, report.with_past)))
+    yield f"{sources}: {counted(report.attentions, 'attention')} expanded{proof}"
+    for file, old in report.old.items():
+        new = report.new[file]
         rows = (
             (part, name, old[part].get(name, "-"), new[part].get(name, "-"))
             for part in ("inputs", "outputs")

@@ -181,10 +181,10 @@ class SiteError(Report):
     """A site's own check: relative L2 errors against fp64."""
 
     site: str
-    rewrite: float  # the plan (with k = all) against the original region, both in fp64
+    rewrite: float  # the plan (its rule at its limit, as k = all) against the original region, both in fp64
     kernel: float | None  # the operation as it will run against the plan in fp64
     original: float | None  # the original region as it ran against fp64
-    approximation: float | None  # the k asked for against k = all, fp64; None for exact rules
+    approximation: float | None  # the plan as asked for against its rule at its limit, fp64; None for exact rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,23 +256,15 @@ class SplitReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signatures(Report):
-    """Inputs and outputs of a decoder's two files by name, with their axes."""
-
-    first: Mapping[str, Mapping[str, str]]
-    later: Mapping[str, Mapping[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExpandReport(Report):
     """What ``expand`` wrote."""
 
     decoder: str
-    with_past: str
+    with_past: str | None  # None: the decoder's file is both
     output: str
     attentions: int
-    old: Signatures
-    new: Signatures
+    old: Mapping[str, Mapping[str, Mapping[str, str]]]  # by file: "inputs" and "outputs", by name, with their axes
+    new: Mapping[str, Mapping[str, Mapping[str, str]]]
     files: Mapping[str, int]  # size in bytes, by name
     error: float | None  # largest relative L2 error of an output over several steps; None: not verified
 

@@ -19,6 +19,7 @@ _LEVELS = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+LESS_OPTIMIZED = tuple(_LEVELS)[:-1]  # than usually: the same model, computed in another order
 MIN_RUNTIME = (1, 18)  # the first that tells function bodies apart by overload
 
 

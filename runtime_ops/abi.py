@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_RANK = 5
 DTYPES = {
     np.dtype(np.float32): 1,
@@ -57,6 +57,7 @@ class TopKAttention(ctypes.Structure):
     _fields_ = [
         *((name, Tensor) for name in ("q", "k", "v", "bias", "key_mask", "past_length", "out")),
         *_CHOOSING,
+        ("remainder", ctypes.c_int32),
     ]
 
 
@@ -127,6 +128,13 @@ def view(array: Array | None) -> Tensor:
     strides = [stride // array.itemsize for stride in array.strides]
     shape_type = ctypes.c_int64 * MAX_RANK
     return Tensor(array.ctypes.data, DTYPES[array.dtype], array.ndim, shape_type(*array.shape), shape_type(*strides))
+
+
+def number(name: str, word: str, words: Sequence[str]) -> int:
+    """Return the number by which the library knows a word among those that an argument may be."""
+    if word not in words:
+        raise LibraryError(f"{name} is {word}; allowed are {', '.join(words)}.")
+    return words.index(word)
 
 
 def rows(array: Array) -> Array:

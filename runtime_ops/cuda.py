@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from runtime_ops.abi import MAX_RANK, LibraryError, Tensor, TopKAttention
 from runtime_ops.library import find_library
+from runtime_ops.ops.remainder import NONE, REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY, ZERO
 
 if TYPE_CHECKING:
     import torch
 
-CUDA_ABI_VERSION = 2
+CUDA_ABI_VERSION = 3
 OP, WIDEST = "TopKAttention", 256  # the operation that has CUDA kernels, and how wide its heads may be
 
 
@@ -97,11 +98,11 @@ def run_backward(library: ctypes.CDLL, args: _Backward, stream: int, scratch: Sc
 
 def trains(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -> bool:
     """Return whether the CUDA library takes a call whose gradients are asked for."""
-    return takes(inputs) and attrs["no_key"] == ZERO
+    return takes(inputs, attrs) and attrs["no_key"] == ZERO
 
 
-def takes(inputs: Sequence[torch.Tensor | None]) -> bool:
-    """Return whether the CUDA library is there and takes these tensors: q, k, v, bias, key_mask, past_length."""
+def takes(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -> bool:
+    """Return whether the CUDA library is there and takes a call of q, k, v, bias, key_mask and past_length."""
     import torch
 
     q, k, v, bias, key_mask, _ = inputs
@@ -109,6 +110,8 @@ def takes(inputs: Sequence[torch.Tensor | None]) -> bool:
         return False
     types, floats = (torch.float32, torch.float16, torch.bfloat16), [x for x in (q, k, v, bias) if x is not None]
     one_gpu = {x.device for x in (*floats, key_mask) if x is not None} == {q.device}
+    if attrs["k"] and attrs["remainder"] != NONE:
+        return False
     return one_gpu and all(x.dtype in types for x in floats) and max(q.shape[3], v.shape[3]) <= WIDEST
 
 
@@ -141,8 +144,8 @@ def _settings(inputs: Sequence[torch.Tensor | None], attrs: Mapping[str, Any]) -
     if q is None or k is None:
         raise LibraryError("q and k are not optional.")
     scale = q.shape[3] ** -0.5 if attrs["scale"] is None else attrs["scale"]
-    no_key, window = NO_KEY.index(attrs["no_key"]), attrs["window"]
-    return min(attrs["k"], k.shape[2]), scale, attrs["softcap"], attrs["causal"], no_key, window
+    no_key, remainder = NO_KEY.index(attrs["no_key"]), REMAINDERS.index(attrs["remainder"])
+    return min(attrs["k"], k.shape[2]), scale, attrs["softcap"], attrs["causal"], no_key, attrs["window"], remainder
 
 
 def _view(tensor: torch.Tensor | None) -> Tensor:

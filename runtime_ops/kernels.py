@@ -17,6 +17,7 @@ import numpy as np
 from runtime_ops import abi
 from runtime_ops.abi import Array, LibraryError
 from runtime_ops.library import library_path, load
+from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY
 
 __all__ = [
@@ -58,6 +59,7 @@ def run_topk_attention(
     window: int = 0,
     softcap: float = 0.0,
     no_key: str = "zero",
+    remainder: str = "none",
     tokens_first: str = "",
     isa: str | None = None,
     threads: int = 1,
@@ -76,7 +78,8 @@ def run_topk_attention(
     inputs = (q, k, v, abi.aligned(bias, 4), key_mask, abi.aligned(past, 1))
     views = [abi.view(array) for array in (*inputs, out)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    args = abi.TopKAttention(*views, k_top, factor, softcap, causal, _no_key(no_key), window)
+    words = abi.number("no_key", no_key, NO_KEY), abi.number("remainder", remainder, REMAINDERS)
+    args = abi.TopKAttention(*views, k_top, factor, softcap, causal, words[0], window, words[1])
     _run("topk_attention", args, isa, threads)
     return abi.turned("out" in first, out)
 
@@ -170,7 +173,7 @@ def run_combiner_attention(
     b = next((x.shape[0] for x in (q, k, v) if x.shape[0] != 1), 1)
     out = abi.place(first, (b, *q.shape[1:3], v.shape[3]), q.dtype)
     views = [abi.view(array) for array in (q, k, v, key_mask, out)]
-    unseeing = _no_key(no_key)
+    unseeing = abi.number("no_key", no_key, NO_KEY)
     words = [word.encode() for word in (variant, pooling, region_logit)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
     _run("combiner_attention", abi.CombinerAttention(*views, *words, span, factor, causal, unseeing), isa, threads)
@@ -211,15 +214,9 @@ def run_expanded_attention(
     given = [*map(abi.rows, (q, memory, w_k, w_v)), b_v, abi.aligned(bias, 4), key_mask]
     views = [abi.view(x) for x in (*given, abi.aligned(past_length, 1), beam_index, out)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    args = abi.ExpandedAttention(*views, k_top, factor, softcap, causal, _no_key(no_key), window)
+    args = abi.ExpandedAttention(*views, k_top, factor, softcap, causal, abi.number("no_key", no_key, NO_KEY), window)
     _run("expanded_attention", args, isa, threads)
     return abi.turned("out" in first, out)
-
-
-def _no_key(word: str) -> int:
-    if word not in NO_KEY:
-        raise LibraryError(f"no_key is {word}; allowed are {', '.join(NO_KEY)}.")
-    return NO_KEY.index(word)
 
 
 def _run(op: str, args: ctypes.Structure, isa: str | None, threads: int) -> None:

@@ -2,7 +2,8 @@
 
 Forward and backward pass walk over the same chunks, small enough that the scores of one are the largest tensor there
 is. The forward pass keeps which keys were chosen; the backward pass works the rest out again, for the chosen keys
-alone (k > 0) or for all of them (k = 0). No gradient reaches keys that were not chosen: the choice counts as constant.
+alone (k > 0) or for all of them (k = 0, or a remainder). The choice counts as constant: without a remainder no gradient
+reaches keys that were not chosen.
 Source: Gupta et al., "Memory-efficient Transformers via Top-k Attention" (2021), sections 2 and 3; dropout has a seed
 of its own in every chunk.
 """
@@ -15,10 +16,12 @@ from typing import Any
 import torch
 
 from runtime_ops import cuda, torch_run
+from runtime_ops.ops.remainder import NONE
 from runtime_ops.ops.topk_attention import TOPK_ATTENTION
 from runtime_ops.spec import OUT
 from runtime_ops.torch_chunks import Chunk, Problem
 from runtime_ops.torch_layout import by_heads, exchanged, place
+from runtime_ops.torch_remainder import Level, levelling, unchanged
 from runtime_ops.torch_select import Lookup, best, softmax_
 from runtime_ops.torch_training import Attrs, Inputs, Training
 
@@ -37,16 +40,20 @@ def forward(p: Problem, result: Tensor) -> Tensor:
     keys = torch.full((b, g, r, s, p.k_top), -1, dtype=torch.int32, device=p.q.device)
     for at in p.chunks():
         x, _ = p.scores(at)
-        if p.k_top:
-            chosen = best(x, min(p.k_top, at.keys))
-            x = x.gather(-1, chosen)
-            keys[at.b, at.g, :, at.s, : chosen.shape[-1]] = chosen.masked_fill_(x == -torch.inf, -1)
-        weights = softmax_(x)
+        chosen = best(x, min(p.k_top, at.keys)) if p.k_top else None
+        scores = x if chosen is None else x.gather(-1, chosen)
+        if chosen is not None:
+            keys[at.b, at.g, :, at.s, : chosen.shape[-1]] = chosen.masked_fill_(scores == -torch.inf, -1)
+        level = levelling(p, x, chosen, at)
+        weights = level(softmax_(scores if p.remainder == NONE else x))
         unseeing = weights.sum(-1, keepdim=True) == 0 if p.mean else None
         mask = p.kept(weights, at)
         weights = weights if mask is None else weights.mul_(mask)
         rows, values = weights.flatten(2, 3), p.table(p.v, at)
-        mixed = rows @ values if not p.k_top else Lookup(chosen.flatten(2, 3), values.shape[2]).mix(values, rows)
+        if chosen is None or p.remainder != NONE:  # every key has a weight
+            mixed = rows @ values
+        else:
+            mixed = Lookup(chosen.flatten(2, 3), values.shape[2]).mix(values, rows)
         mixed = mixed.unflatten(2, (r, -1))
         if unseeing is not None:
             mixed = mixed.where(~unseeing, p.v[at.b, at.g].to(p.kind).mean(2)[:, :, None, None])
@@ -93,31 +100,37 @@ def backward(p: Problem, grad: Tensor, keys: Tensor | None, bias: Tensor | None)
     """
     grads, grad = Gradients(p, bias), grad.unflatten(1, p.q.shape[1:3])
     # chunks must be those of the forward pass where dropout counts them, and small where scores are spread out
-    sparse = keys is not None and not p.dropout and bias is None
+    sparse = keys is not None and p.remainder == NONE and not p.dropout and bias is None
     for at in p.chunks(4 * p.k_top if sparse else None):  # places, weights and their gradients
-        if keys is None:
-            _dense(grads, grad, at)
+        chosen = None if keys is None else keys.unflatten(1, p.q.shape[1:3])[at.b, at.g, :, at.s]
+        if chosen is None or p.remainder != NONE:
+            _dense(grads, grad, chosen, at)
         else:
-            _sparse(grads, grad, keys.unflatten(1, p.q.shape[1:3])[at.b, at.g, :, at.s], at)
+            _sparse(grads, grad, chosen, at)
     given = () if grads.bias is None or bias is None else (grads.bias.reshape(bias.shape).to(bias.dtype),)
     return grads.q.flatten(1, 2), grads.k.to(p.k.dtype), grads.v.to(p.v.dtype), *given
 
 
-def _d_scores(p: Problem, at: Chunk, weights: Tensor, d_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights with dropout on, and the gradient of the scores; in the memory of `d_weights`."""
+def _d_scores(
+    p: Problem, at: Chunk, weights: Tensor, d_weights: Tensor, level: Level = unchanged
+) -> tuple[Tensor, Tensor]:
+    """Return the weights, levelled and with dropout on, and the gradient of the scores; may use their memory."""
     mask = p.kept(weights, at)
     if mask is not None:
         d_weights.mul_(mask)
+    d_weights = level(d_weights)
     d_weights.sub_((d_weights * weights).sum(-1, keepdim=True)).mul_(weights)
+    weights = level(weights)
     return weights if mask is None else weights.mul_(mask), d_weights
 
 
-def _dense(grads: Gradients, grad: Tensor, at: Chunk) -> None:
+def _dense(grads: Gradients, grad: Tensor, keys: Tensor | None, at: Chunk) -> None:
     p = grads.p
     x, slope = p.scores(at)
+    level = levelling(p, x, keys, at)
     weights, d_out, values, r = softmax_(x), p.rows(grad, at), p.table(p.v, at), p.q.shape[2]
     grads.add_mean(grad, weights.sum(-1) == 0, at)
-    weights, d_x = _d_scores(p, at, weights, (d_out @ values.mT).unflatten(2, (r, -1)))
+    weights, d_x = _d_scores(p, at, weights, (d_out @ values.mT).unflatten(2, (r, -1)), level)
     grads.v[at.b, at.g, : at.keys] += weights.flatten(2, 3).mT @ d_out
     grads.add_bias(d_x, at)
     d_x = (d_x if slope is None else d_x.mul_(slope)).mul_(p.scale).flatten(2, 3)

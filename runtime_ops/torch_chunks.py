@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from runtime_ops.ops.remainder import NONE
 from runtime_ops.ops.topk_attention import MEAN
 
 Tensor = torch.Tensor
@@ -45,6 +46,7 @@ class Problem:
     causal: bool
     window: int
     mean: bool
+    remainder: str
     dropout: float
     seed: int
 
@@ -66,7 +68,7 @@ class Problem:
             key_mask=key_mask, past=None if past is None else past.to(q.device).reshape(-1).expand(b),
             k_top=min(attrs["k"], t), scale=q.shape[3] ** -0.5 if attrs["scale"] is None else attrs["scale"],
             softcap=attrs["softcap"], causal=bool(attrs["causal"]), window=attrs["window"],
-            mean=attrs["no_key"] == MEAN,
+            mean=attrs["no_key"] == MEAN, remainder=attrs["remainder"] if attrs["k"] else NONE,
             dropout=dropout, seed=0 if seed is None else int(seed),
         )  # fmt: skip
 
@@ -117,12 +119,14 @@ class Problem:
             x.masked_fill_(self._unseen(at), -torch.inf)
         return x, slope
 
+    def places(self, at: Chunk) -> Tensor:
+        """Return where each query of a chunk stands among the keys, to broadcast to [b g r s t]."""
+        row = torch.arange(at.s.start, min(at.s.stop, self.q.shape[3]), device=self.q.device)[:, None]
+        return row if self.past is None else row + self.past[at.b].reshape(-1, 1, 1, 1, 1)
+
     def _unseen(self, at: Chunk) -> Tensor:
         """Return which keys causality and window hide."""
-        row = torch.arange(at.s.start, min(at.s.stop, self.q.shape[3]), device=self.q.device)[:, None]
-        if self.past is not None:
-            row = row + self.past[at.b].reshape(-1, 1, 1, 1, 1)
-        ahead = torch.arange(at.keys, device=self.q.device) - row
+        ahead = torch.arange(at.keys, device=self.q.device) - self.places(at)
         if not self.window:
             return ahead > 0
         return (ahead > (0 if self.causal else self.window - 1)) | (ahead <= -self.window)

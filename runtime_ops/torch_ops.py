@@ -63,21 +63,22 @@ def topk_attention(
     window: int = 0,
     softcap: float = 0.0,
     no_key: str = "zero",
+    remainder: str = "none",
     tokens_first: str = "",
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Attend to the `k_top` best keys of every query (0: to all of them); runs and trains in memory O(s).
 
     q [b h s d], k [b g t d], v [b g t e], bias right-aligned to [b h s t], key_mask bool [b t], past_length int64 [b];
-    returns [b h s e]. Gradients reach q, k, v and the bias. `window`, `no_key` and `tokens_first`: see
-    `ai.graft::TopKAttention`.
-    `dropout_p` drops attention weights, as in training; its random numbers come from torch's default generator.
+    returns [b h s e]. Gradients reach q, k, v and the bias. `window`, `no_key`, `remainder` and `tokens_first`: see
+    `ai.graft::TopKAttention`. `dropout_p` drops attention weights, as in training; its random numbers come from torch's
+    default generator.
     """
     spec = OPS["TopKAttention"]
     inputs = (q, k, v, bias, key_mask, past_length)
     attrs = {
         "k": k_top, "scale": scale, "causal": int(causal), "window": window, "softcap": softcap, "no_key": no_key,
-        "tokens_first": tokens_first,
+        "remainder": remainder, "tokens_first": tokens_first,
     }  # fmt: skip
     if not dropout_p:
         return op(spec)(*inputs, **attrs)

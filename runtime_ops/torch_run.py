@@ -31,7 +31,7 @@ def argument(attribute: Attribute) -> str:
 
 def run(spec: OpSpec, inputs: Inputs, attrs: Mapping[str, Any]) -> Tensor:
     """Return the result of a call, contiguous, from the fastest that takes its tensors."""
-    if spec.name == cuda.OP and cuda.takes(inputs):
+    if spec.name == cuda.OP and cuda.takes(inputs, attrs):
         return exchanged(cuda.forward(*heads_first(spec, inputs, attrs), keep=False)[0], OUT, attrs)
     where = _in_c if on_cpu(spec, inputs) else to_torch.call
     return where(spec, inputs, attrs).contiguous()

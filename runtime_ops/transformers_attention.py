@@ -3,6 +3,7 @@
 >>> runtime_ops.transformers_attention.register()
 >>> model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="graft_topk")
 >>> model.config.graft_k = 128  # keys per query, 64 if not set; or model.set_attn_implementation("graft_exact")
+>>> model.config.graft_remainder = "blocks"  # what becomes of the other keys, "none" if not set
 
 Forward, generation and training work as with "sdpa", without a tensor of all scores and without a mask of all pairs
 where padding and causality say it all.
@@ -10,11 +11,12 @@ where padding and causality say it all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from runtime_ops.ops.remainder import BLOCKS, NONE
 from runtime_ops.torch_ops import topk_attention
 
 Tensor = torch.Tensor
@@ -26,6 +28,8 @@ def register() -> None:
     """Make "graft_topk" and "graft_exact" known as `attn_implementation`; a second time changes nothing.
 
     With "graft_topk" every query attends to the `graft_k` best keys: an attribute of the model's config, 64 if absent.
+    Its `graft_remainder` says what becomes of the other keys: "none" (if absent), "mean" or "blocks", as in
+    `ai.graft::TopKAttention`.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -36,16 +40,18 @@ def register() -> None:
 
 def attend_topk(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
     """Attend to the best keys of every query; arguments and results as in transformers."""
-    return _attend(getattr(getattr(module, "config", None), "graft_k", K), module, query, key, value, *rest, **options)
+    config = getattr(module, "config", None)
+    chosen = {"k_top": getattr(config, "graft_k", K), "remainder": getattr(config, "graft_remainder", NONE)}
+    return _attend(chosen, module, query, key, value, *rest, **options)
 
 
 def attend_exact(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
     """Attend to all keys; arguments and results as in transformers."""
-    return _attend(0, module, query, key, value, *rest, **options)
+    return _attend({}, module, query, key, value, *rest, **options)
 
 
 def _attend(
-    k_top: int,
+    chosen: Mapping[str, Any],
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -68,12 +74,13 @@ def _attend(
         bias = position_bias if bias is None else bias + position_bias
     # what is no mask of pairs leaves causality to us; the queries are the last of the keys
     whole = attention_mask is not None and key_mask is None
-    causal = not whole and s > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    ordered = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = not whole and s > 1 and ordered
+    placed = ordered and t != s and (causal or chosen.get("remainder") == BLOCKS)
     out = topk_attention(
         query, key, value, bias, key_mask,
-        torch.full((1,), t - s, dtype=torch.int64) if causal and t != s else None,
-        k_top=k_top, scale=scaling, causal=bool(causal), softcap=softcap or 0.0, dropout_p=dropout,
-        tokens_first="out",
+        torch.full((1,), t - s, dtype=torch.int64) if placed else None,
+        scale=scaling, causal=bool(causal), softcap=softcap or 0.0, dropout_p=dropout, tokens_first="out", **chosen,
     )  # fmt: skip
     return out, None
 

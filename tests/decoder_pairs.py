@@ -1,4 +1,4 @@
-"""Decoders as optimum writes them, tiny and with random weights: one file without past, one with, their names alike."""
+"""Decoders as optimum writes them, two files or one that is both; tiny ones have random weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 from exports import _cache
 from families import FAMILIES
+from onnx import TensorProto, helper, numpy_helper
 
 LAYERS, WIDTH, SOURCE = 2, 64, 11
 PARTS = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
@@ -29,22 +31,66 @@ def model_of(name: str) -> Any:
     return model
 
 
-def exported_pair(name: str, folder: Path) -> tuple[Path, Path]:
-    """Write `decoder_model.onnx` and `decoder_with_past_model.onnx` of a family, and return them."""
+def exported_pair(model: Any, folder: Path) -> tuple[Path, Path]:
+    """Write `decoder_model.onnx` and `decoder_with_past_model.onnx` of an encoder-decoder, and return them."""
     import torch
 
-    model, files = model_of(name), (folder / "decoder_model.onnx", folder / "decoder_with_past_model.onnx")
-    masked = name != "whisper"
-    ids, hidden = torch.randint(3, 90, (2, 5)), torch.randn(2, SOURCE, WIDTH)
+    files = (folder / "decoder_model.onnx", folder / "decoder_with_past_model.onnx")
+    masked, width = model.config.model_type != "whisper", model.config.d_model
+    ids, hidden = torch.randint(3, 90, (2, 5)), torch.randn(2, SOURCE, width)
     mask = [torch.ones(2, SOURCE, dtype=torch.int64)] if masked else []
     names = ["input_ids", "encoder_hidden_states", *(["encoder_attention_mask"] if masked else [])]
-    kept = [f"{i}.{part}" for i in range(LAYERS) for part in PARTS]
-    _export(_plain(model), (ids, hidden, *mask), names, [f"present.{x}" for x in kept], files[0])
     caches = _plain(model)(ids, hidden, *mask)[1:]
+    kept = [f"{i}.{part}" for i in range(len(caches) // len(PARTS)) for part in PARTS]
+    _export(_plain(model), (ids, hidden, *mask), names, [f"present.{x}" for x in kept], files[0])
     names = ["input_ids", *names[2:], *(f"past_key_values.{x}" for x in kept)]
     own = [f"present.{x}" for x in kept if "decoder" in x]
     _export(_stepping(model, masked), (ids[:, :1], *mask, *caches), names, own, files[1])
     return files
+
+
+def merged(pair: Sequence[Path], path: Path) -> Path:
+    """Write one file that is both, as optimum merges them: an `If` told by `use_cache_branch`, and return it."""
+    first, later = (onnx.load(file) for file in pair)
+    given = {value.name for value in later.graph.output}
+    for value in (value for value in first.graph.output if value.name not in given):
+        later.graph.node.append(helper.make_node("Constant", [], [value.name], value=_empty(value)))
+    del later.graph.output[:]
+    later.graph.output.extend(first.graph.output)
+    weights: dict[bytes, TensorProto] = {}
+    branches = [_branch(model.graph, name, weights) for model, name in ((later, "with_past"), (first, "no_past"))]
+    told = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
+    names = [value.name for value in first.graph.output]
+    choice = helper.make_node("If", [told.name], names, then_branch=branches[0], else_branch=branches[1])
+    inputs = {value.name: value for model in (first, later) for value in model.graph.input}
+    graph = helper.make_graph([choice], "merged", [*inputs.values(), told], first.graph.output, weights.values())
+    onnx.save(helper.make_model(graph, opset_imports=first.opset_import, ir_version=9), path)
+    return path
+
+
+def _empty(value: onnx.ValueInfoProto) -> TensorProto:
+    """Return a constant of no element: the first free length is 0, the others are 1."""
+    dims = value.type.tensor_type.shape.dim
+    free = [i for i, dim in enumerate(dims) if dim.dim_param]
+    lengths = [int(i != free[0]) if i in free else dim.dim_value for i, dim in enumerate(dims)]
+    return helper.make_tensor("empty", value.type.tensor_type.elem_type, lengths, [])
+
+
+def _branch(graph: onnx.GraphProto, title: str, weights: dict[bytes, TensorProto]) -> onnx.GraphProto:
+    """Return a graph as a branch; weights but small numbers go outside, each once, under a new name."""
+    own, renamed = [], {}
+    for tensor in graph.initializer:
+        if not tensor.dims or (len(tensor.dims) == 1 and tensor.data_type in (TensorProto.INT32, TensorProto.INT64)):
+            own.append(tensor)
+            continue
+        key = bytes(str((tensor.data_type, *tensor.dims)), "ascii") + numpy_helper.to_array(tensor).tobytes()
+        if key not in weights:
+            name = f"{tensor.name}_merged_{len(weights)}"
+            weights[key] = numpy_helper.from_array(numpy_helper.to_array(tensor), name)
+        renamed[tensor.name] = weights[key].name
+    for node in graph.node:
+        node.input[:] = [renamed.get(x, x) for x in node.input]
+    return helper.make_graph(graph.node, title, [], graph.output, own)
 
 
 def _plain(model: Any) -> Any:
@@ -76,10 +122,13 @@ def _stepping(model: Any, masked: bool) -> Any:
         def forward(self, ids: Any, *rest: Any) -> Any:
             given = {"attention_mask": rest[0]} if masked else {}
             past = rest[1:] if masked else rest
-            order = [x for i in range(2) for layer in range(LAYERS) for x in past[4 * layer + 2 * i :][:2]]
+            layers = range(0, len(past), len(PARTS))
+            order = [x for i in range(2) for first in layers for x in past[first + 2 * i :][:2]]
             half = len(order) // 2
             cache = _cache({f"{'past' if i < half else 'source'}.{i}": x for i, x in enumerate(order)})
-            encoded = past[2].new_zeros(past[2].shape[0], past[2].shape[2], WIDTH)  # its keys and values are there
+            encoded = past[2].new_zeros(
+                past[2].shape[0], past[2].shape[2], model.config.d_model
+            )  # its keys and values are there
             out = self.model(
                 decoder_input_ids=ids, encoder_outputs=(encoded,), past_key_values=cache, use_cache=True, **given
             )

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
+from plain_feed_forward import feed_forward
+from test_feed_forward_kernels import CALLS, Call, split
 from test_kernels import DTYPES, HARD, SAMPLES, Sample, attention, rounded, visible
 
 from runtime_ops import abi
+from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -43,22 +48,49 @@ def allowed_error(sample: Sample, golden: Array, dtype: Any, share: float) -> fl
     return float(2 * np.abs(plain - golden).max(initial=0) + 1.01 * unit + share * np.abs(golden).max(initial=0))
 
 
-def write_sample(file: BinaryIO, name: str, sample: Sample, share: float = 0.0) -> None:
-    """One record, as read_sample in check_samples.cc reads it."""
-    golden = attention(sample, np.float64)[0]
-    title = name.encode()
-    file.write(struct.pack("<i", len(title)) + title)
-    for tensor in (*(sample[x] for x in "qkv"), aligned(sample.get("bias"), 4), sample.get("key_mask")):
-        write_tensor(file, tensor)
-    write_tensor(file, aligned(sample.get("past_length"), 1, np.int64))
+def write_text(file: BinaryIO, text: str) -> None:
+    """Size in bytes, and the bytes."""
+    file.write(struct.pack("<i", len(text.encode())) + text.encode())
+
+
+def write_call(
+    file: BinaryIO, op: str, name: str, golden: Array, allowed: float, inputs: Sequence[Array | None]
+) -> None:
+    """What records of all operations begin with, as read_sample in check_samples.cc reads it."""
+    write_text(file, op)
+    write_text(file, name)
+    file.write(struct.pack("<d", allowed))
     write_tensor(file, golden.astype(np.float32))
-    scale = sample.get("scale")
-    width = sample["q"].shape[3] ** -0.5
+    file.write(struct.pack("<i", len(inputs)))
+    for tensor in inputs:
+        write_tensor(file, tensor)
+
+
+def write_attention(file: BinaryIO, name: str, sample: Sample, share: float = 0.0) -> None:
+    """One record, as read_attention in check_samples.cc reads on."""
+    golden = attention(sample, np.float64)[0]
+    masks = (aligned(sample.get("bias"), 4), sample.get("key_mask"), aligned(sample.get("past_length"), 1, np.int64))
     allowed = allowed_error(sample, golden, sample["q"].dtype, share)
-    factors = (width if scale is None else scale, sample.get("softcap", 0.0))
-    file.write(struct.pack("<qdff", sample.get("k_top", 0), allowed, *factors))
-    no_key = NO_KEY.index(sample.get("no_key", "zero"))
-    file.write(struct.pack("<iiq", sample.get("causal", 0), no_key, sample.get("window", 0)))
+    write_call(file, "TopKAttention", name, golden, allowed, [*(sample[x] for x in "qkv"), *masks])
+    scale, width = sample.get("scale"), sample["q"].shape[3] ** -0.5
+    file.write(struct.pack("<qq", sample.get("k_top", 0), sample.get("window", 0)))
+    file.write(struct.pack("<ff", width if scale is None else scale, sample.get("softcap", 0.0)))
+    words = NO_KEY.index(sample.get("no_key", "zero")), REMAINDERS.index(sample.get("remainder", "none"))
+    file.write(struct.pack("<iii", sample.get("causal", 0), *words))
+
+
+def write_feed_forward(file: BinaryIO, name: str, call: Call, kind: Any) -> None:
+    """One record, as read_feed_forward in check_samples.cc reads on."""
+    arrays, attrs = split(call)
+    arrays = {n: a.astype(kind) for n, a in arrays.items()}
+    golden, plain = feed_forward(arrays, attrs), feed_forward(arrays, attrs, np.float32)
+    rounding = float(ml_dtypes.finfo(kind).eps) * float(np.abs(golden).max())
+    allowed = 2 * float(np.abs(plain.astype(kind).astype(np.float64) - golden).max()) + 2 * rounding
+    names = ("x", "w_in", "w_out", "b_in", "b_out", "w_gate", "b_gate")
+    write_call(file, "TopKFeedForward", name, golden, allowed, [arrays.get(name) for name in names])
+    file.write(struct.pack("<qq", attrs.get("k", 0), attrs.get("chunk", 0)))
+    write_text(file, attrs.get("activation", "relu"))
+    write_text(file, attrs.get("select_by", "preactivation"))
 
 
 def clear(sample: Sample) -> bool:
@@ -76,10 +108,13 @@ def main() -> None:
     samples = [(f"{n} ({d})", rounded(s, DTYPES[d]), 0.0) for n, s in SAMPLES.items() for d in DTYPES]
     hard = [(f"{name}, k={k}", sample | {"k_top": k}, 1e-5) for name, sample in HARD.items() for k in (1, 64)]
     samples += [record for record in hard if record[1]["k"].shape[2] < 10000 and clear(record[1])]
+    calls = [(f"{n} ({d})", call, kind) for n, call in CALLS.items() for d, kind in DTYPES.items()]
     with Path(sys.argv[1]).open("wb") as file:
-        file.write(struct.pack("<i", len(samples)))
+        file.write(struct.pack("<i", len(samples) + len(calls)))
         for name, sample, share in samples:
-            write_sample(file, name, sample, share)
+            write_attention(file, name, sample, share)
+        for name, call, kind in calls:
+            write_feed_forward(file, name, call, kind)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,19 @@ def attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = 
     out = np.zeros((b, h, s, v.shape[-1]), kind)
     for row in np.ndindex(b, h, s):
         none = v[row[:2]].mean(0) if attrs.get("no_key") == "mean" and t else np.zeros(v.shape[-1], kind)
-        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t, none)
+        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t, none, blocks(arrays, attrs, t, row))
     return out
+
+
+def blocks(arrays: Mapping[str, Any], attrs: Mapping[str, Any], t: int, row: tuple[int, ...]) -> np.ndarray | None:
+    """Return the block of each key in which the attribute ``remainder`` takes means; -1 for the row's own block."""
+    if attrs.get("remainder", "none") == "none":
+        return None
+    if attrs["remainder"] == "mean":
+        return np.zeros(t, int)
+    past = np.reshape(arrays["past_length"], -1) if arrays.get("past_length") is not None else np.zeros(1, int)
+    place, block = row[2] + past[row[0] % len(past)], np.arange(t) // 64
+    return np.where(block == place // 64, -1, block)
 
 
 def segment_attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = np.float64) -> np.ndarray:
@@ -54,13 +65,25 @@ def visible(arrays: Mapping[str, Any], attrs: Mapping[str, Any], s: int, t: int)
     return keep
 
 
-def attend(scores: np.ndarray, v: np.ndarray, k: int, none: np.ndarray) -> np.ndarray:
-    """Return one row's softmax over its ``k`` best scores times the values; ``none`` if it sees no key."""
-    best = np.argsort(-scores, kind="stable")[:k]
+def attend(scores: np.ndarray, v: np.ndarray, k: int, none: np.ndarray, blocks: np.ndarray | None = None) -> np.ndarray:
+    """Return one row's softmax over its ``k`` best scores times the values; ``none`` if it sees no key.
+
+    With ``blocks``, the block of each key, softmax goes over all keys, and those of a block that are not among the
+    ``k`` share their weight equally; -1 is the block of which every key counts as chosen.
+    """
+    order = np.argsort(-scores, kind="stable")
+    best, others = order[:k], order[k:]
     if not best.size or scores[best[0]] == -np.inf:
         return none
-    weights = np.exp(scores[best] - scores[best[0]])
-    return np.asarray((weights / weights.sum()) @ v[best])
+    if blocks is None:
+        others = others[:0]
+    others = others[scores[others] >= scores[best[0]] - 80]
+    weights, other = (np.exp(scores[keys] - scores[best[0]]) for keys in (best, others))
+    out = weights @ v[best]
+    for n in set() if blocks is None else set(blocks[others]):
+        keys, mass = others[blocks[others] == n], other[blocks[others] == n]
+        out += mass @ v[keys] if n == -1 else mass.sum() * v[keys].mean(0)
+    return np.asarray(out / (weights.sum() + other.sum()))
 
 
 def expanded_attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = np.float64) -> np.ndarray:

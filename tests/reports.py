@@ -21,7 +21,6 @@ from rewriter.report import (
     Refusal,
     Report,
     ShowReport,
-    Signatures,
     SiteError,
     SiteRow,
     SplitReport,
@@ -128,14 +127,14 @@ EXPAND = ExpandReport(
     with_past="decoder_with_past_model.onnx",
     output="expanded",
     attentions=4,
-    old=Signatures(
-        first={"inputs": {"input_ids": "int64[b, s]"}, "outputs": {"present.0.decoder.key": "float[b, 4, s, 16]"}},
-        later={"inputs": {"past_key_values.0.decoder.key": "float[b, 4, p, 16]"}, "outputs": {}},
-    ),
-    new=Signatures(
-        first={"inputs": {"input_ids": "int64[b, s]"}, "outputs": {"present.0.decoder.hidden": "float[b, s, 64]"}},
-        later={"inputs": {"past_key_values.0.decoder.hidden": "float[b, p, 64]"}, "outputs": {}},
-    ),
+    old={
+        "decoder_model.onnx": {"inputs": {"ids": "int64[b, s]"}, "outputs": {"present.0.key": "float[b, 4, s, 16]"}},
+        "decoder_with_past_model.onnx": {"inputs": {"past_key_values.0.key": "float[b, 4, p, 16]"}, "outputs": {}},
+    },
+    new={
+        "decoder_model.onnx": {"inputs": {"ids": "int64[b, s]"}, "outputs": {"present.0.hidden": "float[b, s, 64]"}},
+        "decoder_with_past_model.onnx": {"inputs": {"past_key_values.0.hidden": "float[b, p, 64]"}, "outputs": {}},
+    },
     files={"decoder_model.onnx": 622_091},
     error=9.2e-7,
 )

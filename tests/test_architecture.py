@@ -48,6 +48,7 @@ TORCH = {
     "runtime_ops/torch_attention.py": "gradients of attention",
     "runtime_ops/torch_feed_forward.py": "gradients of feed-forward blocks",
     "runtime_ops/torch_chunks.py": "cuts attention up",
+    "runtime_ops/torch_remainder.py": "what becomes of keys that were not chosen",
     "runtime_ops/torch_select.py": "products with few columns",
 }
 

@@ -216,6 +216,7 @@ ROWS = (
     bad("option-empty", (*APPLY, "--rule", "topk-attention:k="), "k"),
     bad("option-nameless", (*APPLY, "--rule", "topk-attention:"), "topk-attention:"),
     bad("rule-nameless", (*APPLY, "--rule", ":k=4"), "rule"),
+    bad("option-not-a-word", (*APPLY, "--rule", "topk-attention:k=4,remainder=rest"), "remainder.*none, mean, blocks"),
     bad("option-twice", (*APPLY, "--rule", "topk-attention:k=4,k=5"), "k"),
     bad("k-negative", (*APPLY, "--rule", "topk-attention:k=-1"), "k.*-1"),
     bad(

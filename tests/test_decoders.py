@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import pytest
 pytest.importorskip("torch", reason="decoders are exported by torch")
 pytest.importorskip("transformers", reason="decoders are made by transformers")
 
-from decoder_pairs import LAYERS, WIDTH, exported_pair
+from compare import grafted
+from decoder_pairs import LAYERS, WIDTH, exported_pair, merged, model_of
 
 import rewriter
 from rewriter.decoders import states
@@ -24,7 +27,9 @@ from rewriter.report import ExpandReport
 from rewriter.stepping import Decoder
 
 FAMILIES = ("t5", "bart", "whisper")
-Made = tuple[tuple[Path, Path], ExpandReport]
+CASES = (*FAMILIES, *(f"{name} merged" for name in FAMILIES))
+Made = tuple[Sequence[Path], ExpandReport]
+Pairs = Callable[[str], tuple[Path, Path]]
 _SCRIPT = importlib.util.spec_from_file_location(
     "generate", Path(__file__).parent.parent / "examples" / "generate.py"
 )  # the loop that users read is the loop that is tested
@@ -34,12 +39,28 @@ generate: Any = importlib.util.module_from_spec(_SCRIPT)
 _SCRIPT.loader.exec_module(generate)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp(request.param)
-    pair = exported_pair(request.param, folder)
-    (folder / "config.json").write_text('{"num_beams": 4}', encoding="utf-8")
-    return pair, rewriter.expand(*pair, folder / "expanded")
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    """Export a family once, and write the file that is both beside the two."""
+
+    @functools.cache
+    def pair(name: str) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "config.json").write_text('{"num_beams": 4}', encoding="utf-8")
+        return exported_pair(model_of(name), folder)
+
+    return pair
+
+
+@pytest.fixture(scope="module", params=CASES)
+def made(request: pytest.FixtureRequest, pairs: Pairs) -> Made:
+    name, _, form = request.param.partition(" ")
+    pair = pairs(name)
+    folder = pair[0].parent
+    if not form:
+        return pair, rewriter.expand(*pair, folder / "expanded")
+    both = merged(pair, folder / "decoder_model_merged.onnx")
+    return [both], rewriter.expand(both, None, folder / "expanded_merged")
 
 
 def decoders(made: Made, ours: bool = True) -> tuple[Decoder, Decoder]:
@@ -47,7 +68,7 @@ def decoders(made: Made, ours: bool = True) -> tuple[Decoder, Decoder]:
     pair, report = made
     kept = states(report.output)
     new = [Path(report.output) / file.name for file in pair]
-    return Decoder(pair, kept.old, ours=False), Decoder(new, kept.new, ours=ours)
+    return Decoder(pair, kept.old, kept.switch, ours=False), Decoder(new, kept.new, kept.switch, ours=ours)
 
 
 def test_signatures(made: Made) -> None:
@@ -56,17 +77,17 @@ def test_signatures(made: Made) -> None:
     assert report.error is not None
     assert report.error < 1e-5
     hidden = {f"{i}.decoder.hidden" for i in range(LAYERS)}
-    for part in (report.new.first, report.new.later):
-        assert {name for name in part["outputs"] if "present" in name} == {f"present.{x}" for x in hidden}
-        assert "encoder_hidden_states" in part["inputs"]
-    assert {name for name in report.new.later["inputs"] if "past" in name} == {f"past_key_values.{x}" for x in hidden}
-    assert "past_key_values.0.encoder.key" in report.old.later["inputs"]
     for file in pair:
-        model = onnx.load(Path(report.output) / file.name)
-        assert [x.name for x in model.graph.input] == list(
-            (report.new.first if "with" not in file.name else report.new.later)["inputs"]
-        )
-        assert sum(node.op_type == "ExpandedAttention" for node in model.graph.node) == 2 * LAYERS
+        new, model = report.new[file.name], onnx.load(Path(report.output) / file.name)
+        assert {name for name in new["outputs"] if "present" in name} == {f"present.{x}" for x in hidden}
+        assert "encoder_hidden_states" in new["inputs"]
+        assert [x.name for x in model.graph.input] == list(new["inputs"])
+        assert grafted(Path(report.output) / file.name) == 2 * LAYERS * (1 if len(pair) == 2 else 2)
+        onnx.checker.check_model(model)
+    last = pair[-1].name
+    assert {x for x in report.new[last]["inputs"] if "past" in x} == {f"past_key_values.{x}" for x in hidden}
+    assert "past_key_values.0.encoder.key" in report.old[last]["inputs"]
+    assert ("use_cache_branch" in report.new[last]["inputs"]) == (len(pair) == 1)
     manifest = json.loads((Path(report.output) / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["kept"]["new"][0] == {
         "first": "present.0.decoder.hidden",
@@ -100,23 +121,46 @@ def test_what_is_kept(made: Made) -> None:
     assert old.bytes - source == 2 * new.bytes
 
 
-def test_files_in_the_wrong_order(made: Made, tmp_path: Path) -> None:
-    (first, later), _ = made
+def test_a_merged_file_holds_each_weight_once(pairs: Pairs, tmp_path: Path) -> None:
+    """Weights of both branches lie outside; those in new layouts too."""
+    file = merged(pairs("bart"), tmp_path / "decoder_model_merged.onnx")
+    report = rewriter.expand(file, None, tmp_path / "expanded")
+    graph = onnx.load(tmp_path / "expanded" / file.name).graph
+    arrays = [onnx.numpy_helper.to_array(x).tobytes() for x in graph.initializer]
+    assert len(set(arrays)) == len(arrays)
+    assert report.files[file.name] < 1.1 * file.stat().st_size
+
+
+def test_one_file_that_is_not_both(pairs: Pairs, tmp_path: Path) -> None:
+    with pytest.raises(GraftError, match="does not choose between a decoder without past and one with"):
+        rewriter.expand(pairs("t5")[0], None, tmp_path / "expanded")
+
+
+def test_two_files_of_one_name(pairs: Pairs, tmp_path: Path) -> None:
+    first, later = pairs("t5")
+    shutil.copy(later, tmp_path / first.name)
+    with pytest.raises(GraftError, match=r"both files are called decoder_model\.onnx"):
+        rewriter.expand(first, tmp_path / first.name, tmp_path / "expanded")
+
+
+def test_files_in_the_wrong_order(pairs: Pairs, tmp_path: Path) -> None:
+    first, later = pairs("t5")
     with pytest.raises(GraftError, match=r"attention\.0 cannot be expanded: its keys and values are joined"):
         rewriter.expand(later, first, tmp_path / "expanded")
     assert not (tmp_path / "expanded").exists()
 
 
-def test_files_that_do_not_belong_together(made: Made, tmp_path: Path) -> None:
-    (first, _), _ = made
+def test_files_that_do_not_belong_together(pairs: Pairs, tmp_path: Path) -> None:
+    first, _ = pairs("t5")
+    shutil.copy(first, tmp_path / "copy.onnx")
     with pytest.raises(GraftError, match="joins its keys and values with none from before"):
-        rewriter.expand(first, first, tmp_path / "expanded")
+        rewriter.expand(first, tmp_path / "copy.onnx", tmp_path / "expanded")
 
 
 def test_a_folder_that_is_not_empty(made: Made) -> None:
     pair, report = made
     with pytest.raises(GraftError, match="is a folder that is not empty"):
-        rewriter.expand(*pair, report.output)
+        rewriter.expand(pair[0], pair[-1], report.output)
 
 
 def test_a_manifest_that_is_none(made: Made, tmp_path: Path) -> None:

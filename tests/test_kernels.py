@@ -43,17 +43,47 @@ def attention(sample: Sample, dtype: Any) -> tuple[Array, Array]:
     if sample.get("bias") is not None:
         scores = scores + np.asarray(sample["bias"], dtype)
     scores = np.where(visible(sample, scores.shape), scores, -INF).astype(dtype)
-    top = sample.get("k_top", 0)
+    top, rest = sample.get("k_top", 0), sample.get("remainder", "none")
+    left = np.zeros(scores.shape, bool)
     if 0 < top < scores.shape[-1]:
-        rank = np.argsort(np.argsort(-scores, -1, kind="stable"), -1, kind="stable")
-        scores = np.where(rank < top, scores, -INF).astype(dtype)
+        left = np.argsort(np.argsort(-scores, -1, kind="stable"), -1, kind="stable") >= top
+    if rest == "none":
+        scores = np.where(left, -INF, scores).astype(dtype)
     high = scores.max(-1, keepdims=True, initial=-INF)
-    weights = np.exp(scores - np.where(np.isfinite(high), high, 0).astype(dtype))
+    high = np.where(np.isfinite(high), high, 0).astype(dtype)
+    weights = np.exp(scores - high)
     total = weights.sum(-1, keepdims=True)
     weights = weights / np.where(total > 0, total, 1)
+    if rest != "none":
+        weights = levelled(weights, left & (scores >= high - 80), own_block(sample, scores.shape), rest)
     if sample.get("no_key") == "mean":
         weights = np.where(total == 0, np.asarray(1 / max(scores.shape[-1], 1), dtype), weights)
     return np.matmul(weights, v), weights
+
+
+def levelled(weights: Array, left: Array, own: Array, rest: str) -> Array:
+    """The weights with those of the keys `left` replaced by their mean, over the row or over blocks of 64 keys."""
+    if rest == "blocks":
+        left = left & ~own
+    weights = weights.copy()
+    width = 64 if rest == "blocks" else max(left.shape[-1], 1)
+    for first in range(0, left.shape[-1], width):
+        part, some = weights[..., first : first + width], left[..., first : first + width]
+        mass, count = np.where(some, part, 0).sum(-1, keepdims=True), some.sum(-1, keepdims=True)
+        part[...] = np.where(some, mass / np.maximum(count, 1).astype(weights.dtype), part)
+    return weights
+
+
+def places(sample: Sample, shape: tuple[int, ...]) -> Array:
+    """Where each query stands among the keys, [b 1 s 1]."""
+    past = sample.get("past_length")
+    offset = np.zeros(1, np.int64) if past is None else np.asarray(past).reshape(-1)
+    return np.arange(shape[2])[:, None] + offset[:, None, None, None]
+
+
+def own_block(sample: Sample, shape: tuple[int, ...]) -> Array:
+    """Which keys lie in the block of 64 in which the query stands."""
+    return np.arange(shape[3]) // 64 == places(sample, shape) // 64
 
 
 def visible(sample: Sample, shape: tuple[int, ...]) -> Array:
@@ -61,9 +91,7 @@ def visible(sample: Sample, shape: tuple[int, ...]) -> Array:
     seen = np.ones(shape, bool)
     if sample.get("key_mask") is not None:
         seen &= sample["key_mask"][:, None, None, :]
-    past = sample.get("past_length")
-    offset = np.zeros(1, np.int64) if past is None else np.asarray(past).reshape(-1)
-    ahead = np.arange(shape[3]) - (np.arange(shape[2])[:, None] + offset[:, None, None, None])
+    ahead = np.arange(shape[3]) - places(sample, shape)
     if sample.get("causal"):
         seen &= ahead <= 0
     if sample.get("window"):
@@ -214,6 +242,51 @@ SAMPLES: dict[str, Sample] = {
     "long, k, d=256": tensors(**(LONG | {"d": 256})) | {"k_top": 24},
 }
 
+ALIBI = (-np.abs(np.arange(300) - np.arange(230, 300)[:, None]) * 0.7).astype(np.float32)  # far keys are faint
+MASKED = {"b": 2, "h": 4, "g": 2, "s": 70, "t": 300}
+REMAINDERS: dict[str, Sample] = {  # each with means by row and by block
+    "few keys": tensors() | {"k_top": 3},
+    "k=1": tensors(s=70, t=300) | {"k_top": 1},
+    "k=t-1": tensors(s=70, t=300) | {"k_top": 299},
+    "k=t": tensors() | {"k_top": 7},
+    "k=0": tensors(s=70, t=300),
+    "most chosen": tensors(s=70, t=300) | {"k_top": 200},
+    "t=0": tensors(t=0) | {"k_top": 3},
+    "decode": tensors(h=8, g=2, s=1, t=700, d=64, e=64) | {"k_top": 64, "causal": True, "past_length": 699},
+    "one block": tensors(s=64, t=64, d=64, e=64) | {"k_top": 5, "causal": True},
+    "block edges": tensors(s=130, t=193, d=33, e=37) | {"k_top": 9},
+    "huge logits": tensors(s=70, t=300, d=64, gain=1e4) | {"k_top": 32},
+    "softcap": tensors(s=70, t=300, gain=20) | {"k_top": 9, "softcap": 5.0},
+    "scale=0": tensors(s=70, t=300) | {"k_top": 9, "scale": 0.0},
+    "causal": tensors(s=300, t=300, d=40) | {"k_top": 7, "causal": True},
+    "causal past": tensors(b=2, s=70, t=300) | {"k_top": 7, "causal": True, "past_length": np.array([230, 11])},
+    "causal past < 0": tensors(s=90, t=90) | {"k_top": 4, "causal": True, "past_length": -30},
+    "past, nothing hidden": tensors(b=2, s=70, t=300) | {"k_top": 7, "past_length": np.array([-80, 270])},
+    "far past": tensors(s=70, t=300) | {"k_top": 7, "past_length": 2**62},
+    "window": tensors(s=300, t=300, d=40) | {"k_top": 7, "causal": True, "window": 90},
+    "window, both sides": tensors(h=4, s=200, t=300) | {"k_top": 7, "window": 70, "past_length": 50},
+    "key_mask": tensors(**MASKED) | {"k_top": 9, "key_mask": chosen(2, 300)},
+    "key_mask, few": tensors(**MASKED) | {"k_top": 100, "key_mask": chosen(2, 300, share=0.4)},
+    "key_mask hides all": tensors(**MASKED)
+    | {"k_top": 9, "key_mask": np.arange(300) < np.array([[300], [0]]), "no_key": "mean"},
+    "bias [b h s t]": tensors(b=2, h=4, s=33, t=200) | {"k_top": 8, "bias": noise(2, 4, 33, 200) * 3},
+    "bias [h 1 t]": tensors(h=4, g=2, s=70, t=300) | {"k_top": 8, "bias": noise(4, 1, 300)},
+    "bias -inf by head": tensors(h=4, g=2, s=70, t=300)
+    | {"k_top": 8, "bias": np.where(chosen(4, 1, 300), noise(4, 1, 300), -INF).astype(np.float32)},
+    "bias -inf by row": tensors(s=70, t=300)
+    | {"k_top": 8, "bias": np.where(chosen(70, 300), noise(70, 300), -INF).astype(np.float32)},
+    "bias falls": tensors(s=70, t=300) | {"k_top": 8, "bias": ALIBI},
+    "bias lowest": tensors(s=70, t=300) | {"k_top": 8, "bias": fill(300, 170, LOWEST)},
+    "bias lowest by row": tensors(s=70, t=300)
+    | {"k_top": 8, "bias": np.where(chosen(70, 300), noise(70, 300), np.float32(LOWEST))},
+    "bias lowest everywhere": tensors(s=70, t=300) | {"k_top": 8, "bias": np.full((1, 1, 1, 300), LOWEST, np.float32)},
+    "like values": tensors(s=70, t=300) | {"k_top": 30, "v": 50 + tensors(s=70, t=300)["v"]},
+    "long": tensors(**LONG) | {"k_top": 64},
+    "long, k=300": tensors(**LONG) | {"k_top": 300},
+    "ties": {name: np.rint(x * 2) for name, x in tensors(**LONG).items()} | {"k_top": 37},
+}
+SAMPLES |= {f"{rest}: {n}": s | {"remainder": rest} for n, s in REMAINDERS.items() for rest in ("mean", "blocks")}
+
 
 def takes(isa: str, sample: Sample) -> bool:
     """Whether the kernel's limits, as the library states them, admit the sample."""
@@ -224,6 +297,7 @@ def takes(isa: str, sample: Sample) -> bool:
     grouped = sample["q"].shape[2] < 32 and sample["q"].shape[1] > sample["k"].shape[1]
     exact = not 0 < sample.get("k_top", 0) < sample["k"].shape[2]
     refused = [exact and not limits["every_key"], bool(sample.get("softcap")) and not limits["softcap"]]
+    refused += [sample.get("remainder", "none") != "none" and not limits["remainder"]]
     return not any([*refused, (row_bias or (per_head and grouped)) and not limits["row_bias"]])
 
 
@@ -289,6 +363,17 @@ def test_exactly_the_k_best_are_kept(isa: str, name: str) -> None:
     best_left = np.where(kept, -INF, scores).max(-1)
     assert (worst_kept >= best_left - 1e-5 * np.abs(best_left).max()).all()
     assert np.abs(weights.sum(-1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_of_equal_scores_the_first_keys_are_kept_however_often_rows_are_cut(isa: str) -> None:
+    # Equal scores fill the buffer and are cut; fewer higher ones than k come later, so that some equal ones stay.
+    level = np.where(np.arange(6000) % 200 == 199, np.arange(6000) // 1000, 1)
+    q, k, v = np.ones((1, 1, 70, 1), np.float32), level[None, None, :, None].astype(np.float32), noise(1, 1, 6000, 3)
+    out = kernels.run_topk_attention(q, k, v, k_top=100, scale=0.5, isa=isa)
+    best = np.argsort(-level, kind="stable")[:100]
+    weights = np.exp(0.5 * (level[best] - level.max()))
+    assert np.allclose(out, weights / weights.sum() @ v[0, 0, best].astype(np.float64), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -372,15 +457,17 @@ def test_proofs_are_counted() -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("value", [INF, float("nan"), 3e38])
 @pytest.mark.parametrize("where", ["q", "k", "v", "bias"])
-@pytest.mark.parametrize("k_top", [0, 16])
-def test_infinite_inputs_do_not_crash(isa: str, value: float, where: str, k_top: int) -> None:
-    sample = tensors(**LONG) | {"bias": noise(600), "k_top": k_top}
+@pytest.mark.parametrize(("k_top", "rest"), [(0, "none"), (16, "none"), (16, "mean"), (16, "blocks")])
+def test_infinite_inputs_do_not_crash(isa: str, value: float, where: str, k_top: int, rest: str) -> None:
+    sample = tensors(**LONG) | {"bias": noise(600), "k_top": k_top, "remainder": rest}
     sample[where].reshape(-1)[100] = value
     if takes(isa, sample):
         assert run(sample, isa=isa).shape == (1, 2, 70, 64)
 
 
-@pytest.mark.parametrize("name", ["two tiles and a row block", "k, key_mask", "long, k, causal", "bias lowest"])
+@pytest.mark.parametrize(
+    "name", ["two tiles and a row block", "k, key_mask", "long, k, causal", "bias lowest", "blocks: key_mask"]
+)
 def test_threads_change_nothing(name: str) -> None:
     assert np.array_equal(run(SAMPLES[name], threads=1), run(SAMPLES[name], threads=3))
 
@@ -413,6 +500,10 @@ REFUSED: dict[str, tuple[Callable[[], Array], str]] = {
     "k": (lambda: run({"q": Q, "k": K, "v": K, "k_top": -1}), r"k got -1, allowed 0 \(every key\) or more"),
     "window": (lambda: run({"q": Q, "k": K, "v": K, "window": -1}), r"window got -1, allowed 0 \(none\) or more"),
     "no_key": (lambda: run({"q": Q, "k": K, "v": K, "no_key": "nan"}), "no_key is nan; allowed are zero, mean"),
+    "remainder": (
+        lambda: run({"q": Q, "k": K, "v": K, "remainder": "all"}),
+        "remainder is all; allowed are none, mean, blocks",
+    ),
     "softcap": (lambda: run({"q": Q, "k": K, "v": K, "softcap": -1.0}), "softcap got -1.0*, allowed 0"),
     "scale": (lambda: run({"q": Q, "k": K, "v": K, "scale": INF}), "scale got inf, allowed a finite number"),
     "bias": (

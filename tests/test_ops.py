@@ -24,6 +24,7 @@ from plain_feed_forward import feed_forward
 
 from runtime_ops import kernels
 from runtime_ops.ops import OPS
+from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY
 from runtime_ops.spec import DOMAIN, VERSION, OpSpec, Sample
 
@@ -247,10 +248,11 @@ def test_body_of_every_opset(spec: OpSpec, sample: Sample, opset: int) -> None:
         ({"size": 1}, "size"),
         ({"window": -3}, "window is -3"),
         ({"no_key": "nan"}, "no_key is nan; it must be one of zero, mean"),
+        ({"remainder": "rest"}, "remainder is rest; it must be one of none, mean, blocks"),
         ({"tokens_first": "bias"}, "tokens_first is bias; it must be some of q k v out"),
         ({"tokens_first": "q q"}, "tokens_first is q q"),
     ],
-    ids=["k", "causal", "softcap", "unknown", "window", "no_key", "tokens_first", "tokens_first-twice"],
+    ids=["k", "causal", "softcap", "unknown", "window", "no_key", "remainder", "tokens_first", "tokens_first-twice"],
 )
 def test_wrong_attributes_are_refused(attrs: Mapping[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -261,18 +263,18 @@ lengths = st.integers(1, 70)
 
 
 @needs_library
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=160, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30), b=st.integers(1, 3), g=st.integers(1, 3), group=st.integers(1, 3),
-    s=lengths, t=lengths, d=st.integers(1, 80), e=st.integers(1, 80), k=st.integers(0, 40),
+    s=lengths, t=st.integers(1, 150), d=st.integers(1, 80), e=st.integers(1, 80), k=st.integers(0, 40),
     causal=st.booleans(), mask=st.sampled_from([0, 0.7, 0.04]), past=st.integers(-20, 90),
     bias=st.sampled_from(["", "1 1 1 t", "b 1 s t", "1 h s t", "b h s 1"]),
     window=st.sampled_from([0, 0, 1, 2, 9, 30, 64, 1 << 50]), no_key=st.sampled_from(NO_KEY),
-    isa=st.sampled_from(isas() or ["scalar"]),
+    remainder=st.sampled_from(REMAINDERS), isa=st.sampled_from(isas() or ["scalar"]),
 )  # fmt: skip
 def test_any_call(
     seed: int, b: int, g: int, group: int, s: int, t: int, d: int, e: int, k: int,
-    causal: bool, mask: float, past: int, bias: str, window: int, no_key: str, isa: str,
+    causal: bool, mask: float, past: int, bias: str, window: int, no_key: str, remainder: str, isa: str,
 ) -> None:  # fmt: skip
     spec, rng = OPS["TopKAttention"], np.random.default_rng(seed)
     shapes = {"q": (b, g * group, s, d), "k": (b, g, t, d), "v": (b, g, t, e)}
@@ -284,7 +286,7 @@ def test_any_call(
     if bias:
         by_letter = {"b": b, "h": g * group, "s": s, "t": t, "1": 1}
         arrays["bias"] = rng.standard_normal([by_letter[x] for x in bias.split()]).astype(np.float32)
-    attrs = {"k": k, "causal": int(causal), "window": window, "no_key": no_key}
+    attrs = {"k": k, "causal": int(causal), "window": window, "no_key": no_key, "remainder": remainder}
     golden = spec.golden(arrays, attrs)
     error = np.abs(in_c(isa)(spec, arrays, attrs) - golden).max(initial=0.0)
     assert error <= allowed(spec, golden, arrays, attrs) + 2e-5  # a near tie may be resolved the other way in float32
@@ -313,6 +315,28 @@ def test_any_segments(
     golden = spec.golden(arrays, {})
     error = np.abs(in_c(isa)(spec, arrays, {}) - golden).max(initial=0.0)
     assert error <= allowed(spec, golden, arrays, {})
+
+
+@needs_library
+@pytest.mark.parametrize("remainder", ["mean", "blocks"])
+def test_weights_left_over_are_level(remainder: str) -> None:
+    """The k best keep their share of softmax over all keys; others share theirs, by row or by block."""
+    spec, rng = OPS["TopKAttention"], np.random.default_rng(0)
+    q, k = (rng.standard_normal((1, 1, n, 8)).astype(np.float32) for n in (3, 200))
+    arrays = {"q": q, "k": k, "v": np.eye(200, dtype=np.float32)[None, None]}
+    exact = spec.golden(arrays, {})[0, 0]
+    best = np.argsort(-exact, axis=-1)[:, :5]
+    for isa in isas():
+        found = in_c(isa)(spec, arrays, {"k": 5, "remainder": remainder})[0, 0]
+        kept = np.zeros(exact.shape, bool)
+        np.put_along_axis(kept, best, True, axis=-1)
+        kept[:, :64] |= remainder == "blocks"  # where the queries stand
+        np.testing.assert_allclose(found[kept], exact[kept], rtol=1e-5)
+        for row in range(3):
+            parts = [slice(0, 200)] if remainder == "mean" else [slice(n, n + 64) for n in (64, 128, 192)]
+            for part in parts:
+                others = found[row, part][~kept[row, part]]
+                np.testing.assert_allclose(others, exact[row, part][~kept[row, part]].mean(), rtol=1e-5)
 
 
 @needs_library

@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def model(dtype: int, bias_dtype: int, present: tuple[str, ...], shapes: str = "
     return made.SerializeToString()
 
 
+def feed_forward() -> bytes:
+    """One TopKFeedForward node, which asks whether its weights are constant."""
+    inputs = [helper.make_tensor_value_info(name, 1, [8, 8]) for name in ("x", "w_in", "w_out")]
+    node = helper.make_node("TopKFeedForward", ["x", "w_in", "w_out"], ["out"], domain="ai.graft")
+    graph = helper.make_graph([node], "one", inputs, [helper.make_tensor_value_info("out", 1, [8, 8])])
+    made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.graft", 1)], ir_version=9)
+    return made.SerializeToString()
+
+
 def feeds(dtype: int, bias_dtype: int, present: tuple[str, ...]) -> dict[str, Any]:
     random = np.random.default_rng(0)
     shapes = {"q": (2, 4, 5, 8), "k": (2, 2, 7, 8), "v": (2, 2, 7, 6), "bias": (5, 7)}
@@ -77,9 +87,9 @@ def feeds(dtype: int, bias_dtype: int, present: tuple[str, ...]) -> dict[str, An
     return {name: arrays[name] for name in present}
 
 
-def open_session(proto: bytes) -> onnxruntime.InferenceSession:
+def open_session(proto: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level, options.intra_op_num_threads = 4, threads
     kernels.register(options)
     return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
 
@@ -226,6 +236,18 @@ def test_the_domain_outlives_its_first_session() -> None:
     assert np.array_equal(first, open_session(model(1, 1, INPUTS["q k v"])).run(None, given)[0])
 
 
+@pytest.mark.parametrize("k", [0, 32])
+def test_two_sessions_on_several_threads_at_once_give_the_same_bits_as_one_alone(k: int) -> None:
+    random = np.random.default_rng(0)
+    given = {name: random.standard_normal((2, 4, 1100, 16), np.float32) for name in "qkv"}
+    proto = model(1, 1, INPUTS["q k v"], "no rank", k=k)
+    alone = open_session(proto, threads=1).run(None, given)[0]
+    sessions = [open_session(proto, threads=3) for _ in range(2)]
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        runs = [pool.submit(session.run, None, given) for _ in range(10) for session in sessions]
+    assert all(np.array_equal(run.result()[0], alone) for run in runs)
+
+
 # ---- through a table of our own, in a process of its own ----
 
 
@@ -316,6 +338,8 @@ def child_count(probe: Probe) -> list[str]:
         proto = model(1, 1, INPUTS["q k v"], "named", **attributes)
         session = probe.new(8, environment, ctypes.c_char_p(proto), ctypes.c_size_t(len(proto)), options)
         run_session(probe, session)
+    block = feed_forward()
+    probe.new(8, environment, ctypes.c_char_p(block), ctypes.c_size_t(len(block)), options)
     try:  # a status that graft makes itself
         broken = model(1, 1, INPUTS["q k v"], "named", k=-1)
         probe.new(8, environment, ctypes.c_char_p(broken), ctypes.c_size_t(len(broken)), options)

@@ -114,3 +114,106 @@ def test_any_number_of_axes() -> None:
         x = np.resize(given["x"], shape)
         out = session.run(None, given | {"x": x})[0]
         assert np.array_equal(out, kernels.run_topk_feed_forward(**(given | {"x": x}), k_top=4))
+
+
+# ---- weights that never change: a few tokens read them rounded, and nothing that is chosen changes ----
+
+
+def wide(name: str) -> dict[str, Any]:
+    """A call whose neurons are many, with one token or a few; the names are those of FIXED."""
+    random = np.random.default_rng(len(name))
+    n, m, f = (1, 5, 8)[len(name) % 3], 65, 1000
+    made: dict[str, Any] = {"x": random.standard_normal((n, m)), "w_out": random.standard_normal((f, 40))}
+    made |= {"w_in": random.standard_normal((f, m)) / 8, "b_in": random.standard_normal(f), "b_out": np.ones(40)}
+    return {key: a.astype(np.float32) for key, a in made.items()} | FIXED[name](random, made)
+
+
+def _near_ties(_random: np.random.Generator, made: dict[str, Any]) -> dict[str, Any]:
+    """Neurons that differ by less than bf16 sees."""
+    f, _m = made["w_in"].shape
+    rows = np.tile(made["w_in"][:10], (f // 10, 1)) * (1 + 1e-5 * np.arange(f)[:, None])
+    return {"w_in": rows.astype(np.float32), "b_in": np.zeros(f, np.float32)}
+
+
+def _one_loud(_random: np.random.Generator, made: dict[str, Any]) -> dict[str, Any]:
+    """One channel of x is a thousand times the others, one neuron a thousand times its likes."""
+    x, w_in = made["x"].astype(np.float32), made["w_in"].astype(np.float32)
+    x[:, 3] *= 1000
+    w_in[7] *= 1000
+    return {"x": x, "w_in": w_in}
+
+
+def _with(**values: float) -> Any:
+    def change(_random: np.random.Generator, made: dict[str, Any]) -> dict[str, Any]:
+        changed = {name: made[name].astype(np.float32) for name in values}
+        for name, value in values.items():
+            changed[name].flat[5] = value
+        return changed
+
+    return change
+
+
+def _scaled(**factors: float) -> Any:
+    return lambda _random, made: {name: (made[name] * factor).astype(np.float32) for name, factor in factors.items()}
+
+
+FIXED: dict[str, Any] = {
+    "plain": lambda _random, _made: {},
+    "near ties": _near_ties,
+    "one loud": _one_loud,
+    "all equal": lambda _random, made: {n: np.zeros(made[n].shape, np.float32) for n in ("w_in", "b_in")},
+    "no tokens": lambda _random, made: {"x": np.zeros((0, 65), np.float32)},
+    "zeros": lambda _random, made: {"x": np.zeros(made["x"].shape, np.float32)},
+    "tiny": _scaled(x=1e-12, w_in=1e-20, b_in=0),
+    "huge": _scaled(x=1e18, w_in=1e18),
+    "x inf": _with(x=float("inf")),
+    "x nan": _with(x=float("nan")),
+    "w_in inf": _with(w_in=-float("inf")),
+    "w_in nan": _with(w_in=float("nan")),
+    "b_in inf": _with(b_in=float("inf")),
+    "b_in -inf": _with(b_in=-float("inf")),
+    "b_in nan": _with(b_in=float("nan")),
+    "w_in 3e38": _with(w_in=3e38),
+}
+CALLS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "squared": {"activation": "relu_squared"},
+    "top 1": {"k": 1},
+    "top 20": {"k": 20},
+    "top 20 gelu": {"k": 20, "activation": "gelu"},
+    "top 250": {"k": 250, "activation": "silu"},
+    "by magnitude": {"k": 20, "activation": "gelu", "select_by": "magnitude"},
+}
+
+
+def fixed(given: dict[str, Any], *, inputs: tuple[str, ...], **attributes: Any) -> np.ndarray[Any, Any]:
+    """The call in a session where all but `inputs` are part of the model."""
+    proto = onnx.load_from_string(model(1, tuple(n for n in NAMES if n in given), "no rank", **attributes))
+    kept = [value for value in proto.graph.input if value.name in inputs]
+    tensors = [onnx.numpy_helper.from_array(a, n) for n, a in given.items() if n not in inputs]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    proto.graph.initializer.extend(tensors)
+    session = open_session(proto.SerializeToString())
+    feed = {n: given[n] for n in inputs}
+    first = session.run(None, feed)[0]
+    assert np.array_equal(first, session.run(None, feed)[0], equal_nan=True)
+    return np.asarray(first)
+
+
+@pytest.mark.parametrize("isa", ["", "scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("gate", [False, True], ids=["", "gated"])
+@pytest.mark.parametrize("attributes", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("name", FIXED)
+def test_weights_that_never_change_give_the_same(
+    name: str, attributes: dict[str, Any], gate: bool, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAFT_ISA", isa)
+    given = wide(name)
+    if gate:
+        up = np.random.default_rng(0).standard_normal(given["w_in"].shape).astype(np.float32)
+        given |= {"w_gate": given["w_in"], "b_gate": given["b_in"], "w_in": up}
+    got = fixed(given, inputs=("x",), **attributes)
+    wanted = fixed(given, inputs=tuple(given), **attributes)
+    size = np.abs(wanted[np.isfinite(wanted)]).max(initial=1e-30)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * size)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_ops import SAMPLES
 
 from runtime_ops import to_torch, torch_chunks, torch_feed_forward, torch_ops
+from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.spec import OpSpec, Sample
 from runtime_ops.torch_ops import topk_attention
 from runtime_ops.torch_select import Lookup, best
@@ -117,6 +118,26 @@ def test_all_keys_chosen_is_dense_attention(
             torch.testing.assert_close(torch.autograd.grad(out, leaves, grad), expected)
 
 
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("remainder", ["mean", "blocks"])
+def test_remainder_is_attention_to_means(remainder: str) -> None:
+    """Result and gradients are those of dense attention to values that were replaced by means, chosen keys constant."""
+    q, k, v = (torch.randn(1, 2, 150, 6, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    x = (q @ k.mT * 6**-0.5).masked_fill(torch.ones(150, 150, dtype=torch.bool).triu(1), -torch.inf)
+    others = (x > -torch.inf).scatter(-1, x.topk(9).indices, False)
+    block = torch.arange(150) // (64 if remainder == "blocks" else 150)
+    if remainder == "blocks":
+        others = others & (block[:, None] != block)
+    members = (others[..., None] & (block[:, None] == torch.arange(3))).double()  # [b h s t n]
+    means = torch.einsum("bhstn,bhte->bhsne", members / members.sum(-2, keepdim=True).clamp(min=1), v)
+    seen = torch.where(others[..., None], means[..., block, :], v[:, :, None])  # [b h s t e]
+    right = torch.einsum("bhst,bhste->bhse", x.softmax(-1), seen)
+    out = topk_attention(q, k, v, k_top=9, causal=True, remainder=remainder)
+    torch.testing.assert_close(out, right)
+    grad = torch.randn_like(out)
+    torch.testing.assert_close(*(torch.autograd.grad(y, (q, k, v), grad) for y in (out, right)))
+
+
 def test_no_gradient_reaches_keys_that_were_not_chosen() -> None:
     q, k, v = (torch.randn(1, 1, n, 8, dtype=torch.float64, requires_grad=True) for n in (1, 9, 9))
     topk_attention(q, k, v, k_top=3).sum().backward()
@@ -128,30 +149,31 @@ def test_no_gradient_reaches_keys_that_were_not_chosen() -> None:
 
 @pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("k_top", [0, 3, 7])
-def test_dropout(k_top: int, causal: bool) -> None:
+@pytest.mark.parametrize(("k_top", "remainder"), [(0, "none"), (3, "none"), (7, "none"), (3, "mean"), (3, "blocks")])
+def test_dropout(k_top: int, remainder: str, causal: bool) -> None:
     """Dropout is one fixed linear map of v in both passes: ⟨G, out⟩ = ⟨∂V, V⟩, in every chunk."""
     q, k, v = (torch.randn(2, 4, 13, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    options: Any = {"k_top": k_top, "remainder": remainder, "causal": causal, "dropout_p": 0.4}
     torch.manual_seed(5)
-    out = topk_attention(q, k, v, k_top=k_top, causal=causal, dropout_p=0.4)
+    out = topk_attention(q, k, v, **options)
     grad = torch.randn_like(out)
     (d_v,) = torch.autograd.grad(out, v, grad, retain_graph=True)
     torch.testing.assert_close((grad * out).sum(), (d_v * v).sum())
     torch.manual_seed(5)
-    again = topk_attention(q, k, v, k_top=k_top, causal=causal, dropout_p=0.4)
+    again = topk_attention(q, k, v, **options)
     torch.testing.assert_close(again, out, rtol=0, atol=0)
-    assert not torch.equal(topk_attention(q, k, v, k_top=k_top, causal=causal, dropout_p=0.4), out)
+    assert not torch.equal(topk_attention(q, k, v, **options), out)
 
 
 @pytest.mark.usefixtures("chunks")
-@pytest.mark.parametrize("k_top", [0, 4])
-def test_dropout_passes_gradcheck(k_top: int) -> None:
+@pytest.mark.parametrize(("k_top", "remainder"), [(0, "none"), (4, "none"), (2, "mean")])
+def test_dropout_passes_gradcheck(k_top: int, remainder: str) -> None:
     q, k, v = (torch.randn(1, 2, 6, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
     bias = torch.randn(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
 
     def run(*inputs: Any) -> Any:
         torch.manual_seed(3)
-        return topk_attention(*inputs, k_top=k_top, causal=True, softcap=2.0, dropout_p=0.3)
+        return topk_attention(*inputs, k_top=k_top, remainder=remainder, causal=True, softcap=2.0, dropout_p=0.3)
 
     assert torch.autograd.gradcheck(run, (q, k, v, bias))
 
@@ -168,7 +190,8 @@ def test_dropout_drops_as_many_as_it_should() -> None:
         topk_attention(q, k, v, dropout_p=1.5)
 
 
-def test_what_is_saved_does_not_grow_with_the_keys() -> None:
+@pytest.mark.parametrize("remainder", REMAINDERS)
+def test_what_is_saved_does_not_grow_with_the_keys(remainder: str) -> None:
     """Saved for the backward pass, beside the inputs: the result and k numbers a row."""
     sizes = {}
     for t in (64, 256):
@@ -180,7 +203,7 @@ def test_what_is_saved_does_not_grow_with_the_keys() -> None:
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            topk_attention(q, k, v, k_top=8)
+            topk_attention(q, k, v, k_top=8, remainder=remainder)
         sizes[t] = sum(saved) - q.numel() - k.numel() - v.numel()
     assert sizes[64] == sizes[256] == 2 * 32 * 8 + 2 * 32 * 8
 

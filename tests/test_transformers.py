@@ -141,6 +141,40 @@ def test_top_k_is_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.allclose(default, few, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_remainder_with_every_key_chosen_is_exact(name: str) -> None:
+    """What is asked for arrives: with as many keys as there are nothing is left, and one block keeps every key."""
+    logits = {}
+    for k, remainder in ((32, "none"), (32, "blocks"), (2, "none"), (2, "mean"), (2, "blocks")):
+        model = made(name, "graft_topk")
+        for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+            config.graft_k, config.graft_remainder = k, remainder
+        with torch.no_grad():
+            logits[k, remainder] = model(**feeds(name, "none")).logits
+    torch.testing.assert_close(logits[32, "blocks"], logits[32, "none"])
+    assert not torch.allclose(logits[2, "mean"], logits[2, "none"], atol=1e-3)
+    torch.testing.assert_close(logits[2, "blocks"], logits[32, "none"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_stands_at_the_end_of_what_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means by block need the place of a query even where nothing is hidden from it."""
+    places: list[Any] = []
+    real = torch_ops.topk_attention
+
+    def spy(q: Any, k: Any, *rest: Any, **options: Any) -> Any:
+        place = rest[3]
+        places.append((0 if place is None else int(place), q.shape[2], k.shape[2]))
+        return real(q, k, *rest, **options)
+
+    monkeypatch.setattr(transformers_attention, "topk_attention", spy)
+    model = made("llama", "graft_topk")
+    model.config.graft_remainder = "blocks"
+    with torch.no_grad():
+        model.generate(**feeds("llama", "none"), max_new_tokens=3, pad_token_id=0)
+    assert {s for _, s, _ in places} == {1, 11}
+    assert all(place == t - s for place, s, t in places)
+
+
 def test_padding_needs_no_mask_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     real = torch_ops.topk_attention

@@ -11,9 +11,10 @@ from patterns.site import AttentionSite
 from rewriter import layout
 from rewriter.plan import Plan
 from runtime_ops.ops import OPS
+from runtime_ops.ops.remainder import BLOCKS, NONE
 from runtime_ops.ops.topk_attention import MEAN, ZERO
 from runtime_ops.spec import OUT, TOKENS_FIRST
-from runtime_ops.words import Expr, make, reshape
+from runtime_ops.words import Expr, dim, make, reshape
 
 _OP = OPS["TopKAttention"]
 _LETTERS = {"q": tuple("hsd"), "k": tuple("gtd"), "v": tuple("gte"), OUT: tuple("hse")}  # behind b
@@ -28,10 +29,20 @@ def why_not(site: AttentionSite, given: Mapping[str, Any]) -> str | None:
     return None
 
 
-def call(site: AttentionSite, k: int) -> Plan:
+def call(site: AttentionSite, k: int, remainder: str = NONE) -> Plan:
     """Return the plan that computes the site's output by one call of ``TopKAttention``."""
-    inputs = {**operands(site), "past_length": past_length(site)}
-    return Plan(values=result(site, _OP.call(inputs, {"k": k, **flags(site), **numbers(site), **order(site)})))
+    inputs = operands(site)
+    inputs["past_length"] = _place(site, inputs) if remainder == BLOCKS else past_length(site)
+    attrs = {"k": k, "remainder": remainder, **flags(site), **numbers(site), **order(site)}
+    return Plan(values=result(site, _OP.call(inputs, attrs)))
+
+
+def _place(site: AttentionSite, inputs: Mapping[str, Expr | None]) -> Expr | None:
+    """Return where the first query stands among the keys, for operations that ask where causality does not."""
+    q, k = inputs["q"], inputs["k"]
+    if site.causal is not None or site.cache is None or q is None or k is None:
+        return past_length(site)
+    return make("sub", length(site, "k", k), length(site, "q", q))  # a cache's new keys are the queries', and come last
 
 
 def past_length(site: AttentionSite) -> Expr | None:
@@ -74,6 +85,11 @@ def tokens_first(site: AttentionSite, name: str) -> bool:
     b, heads, tokens, width = _heads_first(site, name)
     ways = (b, tokens, heads, width), (b, heads, tokens, width)
     return [[a.name for axis in way for a in axis if a.name in have] == have for way in ways] == [True, False]
+
+
+def length(site: AttentionSite, name: str, x: Expr) -> Expr:
+    """Return how many tokens an operand of the call has."""
+    return dim(x, 1 if tokens_first(site, name) else 2)
 
 
 def _axes(site: AttentionSite, name: str) -> layout.Axes:

@@ -54,8 +54,8 @@ def _segments(site: EncoderSite, layer: AttentionSite, q: Expr | None, given: Ma
     """Return the segment of every token [b t] of a layer with these queries."""
     assert q is not None
     if given["segments"] == WHOLE:
-        tokens = dim(q, 1 if attention_call.tokens_first(layer, "q") else 2)
-        return make("expand", const(0), make("concat", dim(q, 0), tokens, axis=0))
+        lengths = make("concat", dim(q, 0), attention_call.length(layer, "q", q), axis=0)
+        return make("expand", const(0), lengths)
     if given["separator"] is not None:
         return _after_separator(_ids(site), given["separator"])
     return make("cast", site.given[given["segments"]], to=np.dtype(np.int64))

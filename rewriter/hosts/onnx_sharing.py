@@ -9,7 +9,7 @@ from typing import BinaryIO
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-_SMALL = 1024  # bytes; what is smaller stays in the models, where shapes are worked out from it
+SMALL = 1024  # bytes; what is smaller stays in the models, where shapes are worked out from it
 _ALIGNED = 64
 
 
@@ -24,7 +24,7 @@ def save_sharing(models: Mapping[str, ir.Model], folder: Path, name: str) -> Non
             passes.LiftConstantsToInitializersPass()(model)
             for key, value in model.graph.initializers.items():
                 tensor = value.const_value
-                if tensor is None or tensor.nbytes < _SMALL or tensor.dtype == ir.DataType.STRING:
+                if tensor is None or tensor.nbytes < SMALL or tensor.dtype == ir.DataType.STRING:
                     continue
                 if key not in written:
                     written[key] = _write(tensor, stream, folder, name)

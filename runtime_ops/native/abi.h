@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct below changes; Python refuses a library that answers another number.
-#define GRAFT_ABI_VERSION 5
+#define GRAFT_ABI_VERSION 6
 
 enum { GRAFT_MAX_RANK = 5 };
 
@@ -48,6 +48,10 @@ typedef struct graft_pool {
 // What a query gets that sees no key: 0, or the mean of all values.
 enum graft_no_key { GRAFT_NO_KEY_ZERO = 0, GRAFT_NO_KEY_MEAN = 1 };
 
+// What becomes of the keys that were not chosen: nothing, or their mass in softmax over all visible keys goes to the
+// mean of their values, over the row or over each block of 64 keys but for the one in which the query stands.
+enum graft_remainder { GRAFT_REMAINDER_NONE = 0, GRAFT_REMAINDER_MEAN = 1, GRAFT_REMAINDER_BLOCKS = 2 };
+
 // Arguments of ai.graft::TopKAttention. Axes by letter: q [b h s d], k [b g t d], v [b g t e],
 // bias broadcast to [b h s t] (rank 4, stride 0 where broadcast), key_mask [b t] (1 = visible),
 // past_length int64 [b] (stride 0 when one value serves all), out [b h s e]. The batch axis of q, k and v
@@ -60,6 +64,7 @@ typedef struct graft_topk_attention {
   int32_t causal;  // 1: key j is visible to query i only if j <= i + past_length
   int32_t no_key;  // a graft_no_key: what a row gets that sees no key
   int64_t window;  // > 0: key j is visible to query i only if |j - (i + past_length)| < window
+  int32_t remainder;  // a graft_remainder; without a choice (top_k = 0 or all keys) it changes nothing
 } graft_topk_attention;
 
 // Arguments of ai.graft::SegmentAttention. Axes by letter: q [b h t d], k [b g t d], v [b g t e], segments int64 [b t],

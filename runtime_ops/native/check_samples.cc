@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -19,14 +20,13 @@ struct Owned {
   std::vector<char> bytes;
 };
 
+// A call with the fp32 numbers that it must return, and how far off it may be.
 struct Sample {
   std::string name;
-  Owned q, k, v, bias, key_mask, past_length, expected;
-  int64_t top_k;
   double allowed;
-  float scale, softcap;
-  int32_t causal, no_key;
-  int64_t window;
+  std::vector<Owned> inputs;
+  Owned expected;
+  std::function<const char*(graft_tensor out, const char* isa)> run;
 };
 
 void read_bytes(FILE* file, void* to, size_t size) {
@@ -58,18 +58,54 @@ void read_tensor(FILE* file, Owned* x) {
   x->view.data = x->bytes.data();
 }
 
+std::string read_text(FILE* file) {
+  std::string text(static_cast<size_t>(read<int32_t>(file)), '\0');
+  read_bytes(file, &text[0], text.size());
+  return text;
+}
+
+void read_attention(FILE* file, Sample* s) {
+  graft_topk_attention args{};
+  graft_tensor* const inputs[] = {&args.q, &args.k, &args.v, &args.bias, &args.key_mask, &args.past_length};
+  for (size_t i = 0; i < s->inputs.size(); ++i) *inputs[i] = s->inputs[i].view;
+  args.top_k = read<int64_t>(file);
+  args.window = read<int64_t>(file);
+  args.scale = read<float>(file);
+  args.softcap = read<float>(file);
+  args.causal = read<int32_t>(file);
+  args.no_key = read<int32_t>(file);
+  args.remainder = read<int32_t>(file);
+  s->run = [args](graft_tensor out, const char* isa) mutable {
+    args.out = out;
+    return graft_run_topk_attention(&args, isa, nullptr);
+  };
+}
+
+void read_feed_forward(FILE* file, Sample* s) {
+  graft_topk_feed_forward args{};
+  graft_tensor* const inputs[] = {&args.x,     &args.w_in,   &args.w_out, &args.b_in,
+                                  &args.b_out, &args.w_gate, &args.b_gate};
+  for (size_t i = 0; i < s->inputs.size(); ++i) *inputs[i] = s->inputs[i].view;
+  args.top_k = read<int64_t>(file);
+  args.chunk = read<int64_t>(file);
+  const std::string activation = read_text(file), select_by = read_text(file);
+  s->run = [=](graft_tensor out, const char* isa) mutable {
+    args.activation = activation.c_str(), args.select_by = select_by.c_str();
+    args.out = out;
+    return graft_run_topk_feed_forward(&args, isa, nullptr);
+  };
+}
+
 Sample read_sample(FILE* file) {
   Sample s;
-  s.name.resize(static_cast<size_t>(read<int32_t>(file)));
-  read_bytes(file, s.name.data(), s.name.size());
-  for (Owned* x : {&s.q, &s.k, &s.v, &s.bias, &s.key_mask, &s.past_length, &s.expected}) read_tensor(file, x);
-  s.top_k = read<int64_t>(file);
+  const std::string op = read_text(file);
+  s.name = op + ", " + read_text(file);
   s.allowed = read<double>(file);
-  s.scale = read<float>(file);
-  s.softcap = read<float>(file);
-  s.causal = read<int32_t>(file);
-  s.no_key = read<int32_t>(file);
-  s.window = read<int64_t>(file);
+  read_tensor(file, &s.expected);
+  s.inputs.resize(static_cast<size_t>(read<int32_t>(file)));
+  for (Owned& x : s.inputs) read_tensor(file, &x);
+  if (op == "TopKAttention") read_attention(file, &s);
+  else read_feed_forward(file, &s);
   return s;
 }
 
@@ -79,22 +115,20 @@ float value_at(const graft_tensor& x, const char* data, size_t i) {
   return x.dtype == GRAFT_F16 ? graft::from_f16(half) : graft::from_bf16(half);
 }
 
-// Whether the outputs are as near to the expected fp32 numbers as the sample allows.
+// Whether the outputs are as near to the expected numbers as the sample allows.
 bool passes(const Sample& s, const char* isa) {
-  graft_topk_attention args{s.q.view, s.k.view, s.v.view, s.bias.view, s.key_mask.view, s.past_length.view, {},
-                            s.top_k,  s.scale,  s.softcap, s.causal, s.no_key, s.window};
-  args.out = s.expected.view;
-  args.out.dtype = s.q.view.dtype;
+  graft_tensor result = s.expected.view;
+  result.dtype = s.inputs[0].view.dtype;
   const size_t count = s.expected.bytes.size() / sizeof(float);
   std::vector<char> out(count * sizeof(float) + 1, '\x7f');
-  args.out.data = out.data();
-  const char* error = graft_run_topk_attention(&args, isa, nullptr);
+  result.data = out.data();
+  const char* error = s.run(result, isa);
   if (error != nullptr) printf("%s, %s: %s\n", s.name.c_str(), isa, error);
   if (error != nullptr) return false;
   double worst = 0.0;
   for (size_t i = 0; i < count; ++i) {
     const double wanted = reinterpret_cast<const float*>(s.expected.bytes.data())[i];
-    const double off = fabs(value_at(args.out, out.data(), i) - wanted);
+    const double off = fabs(value_at(result, out.data(), i) - wanted);
     if (!(off <= worst)) worst = off;
   }
   if (worst <= s.allowed) return true;

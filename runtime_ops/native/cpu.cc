@@ -10,7 +10,7 @@
 namespace graft {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "neon"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "neon"};
 
 #if defined(__x86_64__)
 // Register state that the operating system saves: without it a vector instruction traps even if cpuid lists it.
@@ -31,7 +31,9 @@ Isa detect() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, bit_AVX2)) return Isa::scalar;
   constexpr uint32_t avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   if ((saved_state() & zmm) != zmm || !has(b, avx512)) return Isa::avx2;
-  return has(c, bit_AVX512VNNI) ? Isa::avx512vnni : Isa::avx512;
+  if (!has(c, bit_AVX512VNNI)) return Isa::avx512;
+  const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, bit_AVX512BF16);
+  return bf16 ? Isa::avx512bf16 : Isa::avx512vnni;
 }
 #elif defined(__aarch64__)
 Isa detect() { return Isa::neon; }  // no AArch64 processor is without
@@ -49,7 +51,7 @@ Isa detected_isa() {
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 bool parse_isa(const char* name, Isa* isa) {
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 6; ++i) {
     if (strcmp(name, kNames[i]) != 0) continue;
     *isa = static_cast<Isa>(i);
     return true;
@@ -57,6 +59,6 @@ bool parse_isa(const char* name, Isa* isa) {
   return false;
 }
 
-const char* isa_names() { return "scalar, avx2, avx512, avx512vnni, neon"; }
+const char* isa_names() { return "scalar, avx2, avx512, avx512vnni, avx512bf16, neon"; }
 
 }  // namespace graft

@@ -5,7 +5,7 @@
 namespace graft {
 
 // In rising order: on its processors, every level includes those before it.
-enum class Isa { scalar, avx2, avx512, avx512vnni, neon };
+enum class Isa { scalar, avx2, avx512, avx512vnni, avx512bf16, neon };
 
 Isa detected_isa();
 const char* isa_name(Isa isa);

@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a function below changes, apart from abi.h's own number.
-#define GRAFT_CUDA_ABI_VERSION 2
+#define GRAFT_CUDA_ABI_VERSION 3
 
 // What training keeps of a forward pass, contiguous [b h s top_k]: the kept scores (scaled, capped, biased)
 // and their keys. Rows that see fewer than top_k keys are padded with -inf and -1.

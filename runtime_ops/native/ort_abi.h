@@ -73,6 +73,7 @@ constexpr Slot<void(OrtStatus*)> ReleaseStatus{93};
 constexpr Slot<void(Info*)> ReleaseTensorTypeAndShapeInfo{99};
 constexpr Slot<OrtStatus*(OrtSessionOptions*, const char*, const char*)> AddSessionConfigEntry{130};
 constexpr Slot<OrtStatus*(const OrtSessionOptions*, const char*, int*)> HasSessionConfigEntry{237};
+constexpr Slot<OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)> KernelInfoGetConstantInput_tensor{249};
 constexpr Slot<OrtStatus*(const OrtShapeInferContext*, size_t, Info**)> ShapeInferContext_GetInputTypeShape{268};
 constexpr Slot<OrtStatus*(const OrtShapeInferContext*, const char*, const OrtOpAttr**)> ShapeInferContext_GetAttribute{269};
 constexpr Slot<OrtStatus*(const OrtShapeInferContext*, size_t, const Info*)> ShapeInferContext_SetOutputTypeShape{270};

@@ -7,8 +7,6 @@
 #include <sstream>
 #include <utility>
 
-#include "refusal.h"
-
 namespace graft {
 namespace {
 
@@ -134,6 +132,12 @@ void read_attribute(const OrtKernelInfo* info, const char* name, std::string* va
 
 void refuse_attribute(const char* name, const std::string& got, const char* allowed) {
   fail(std::string("attribute ") + name + " got " + got + ", allowed " + allowed);
+}
+
+bool is_constant(const OrtKernelInfo* info, size_t i) {
+  int constant = 0;
+  const OrtValue* value = nullptr;
+  return accepted(ort::call(g_api, ort::KernelInfoGetConstantInput_tensor, info, i, &constant, &value)) && constant != 0;
 }
 
 void fill_strides(graft_tensor* x) {
@@ -297,12 +301,7 @@ float read_softcap(const OrtKernelInfo* info) {
 
 int32_t read_no_key(const OrtKernelInfo* info) {
   constexpr const char* words[] = {"zero", "mean"};  // as in graft_no_key
-  std::string word = words[0];
-  read_attribute(info, "no_key", &word);
-  int index = 0;
-  const std::string error = find_word("attribute no_key", word.c_str(), words, &index);
-  if (!error.empty()) fail(error);
-  return index;
+  return read_word(info, "no_key", words);
 }
 
 SessionPool::SessionPool(OrtKernelContext* run_context) : pool{this, run_on_session, 0}, context(run_context) {}

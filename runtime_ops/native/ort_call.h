@@ -10,6 +10,7 @@
 
 #include "abi.h"
 #include "ort_abi.h"
+#include "refusal.h"
 
 namespace graft {
 
@@ -65,7 +66,22 @@ struct OpKind {
 void read_attribute(const OrtKernelInfo* info, const char* name, int64_t* value);
 bool read_attribute(const OrtKernelInfo* info, const char* name, float* value);  // false where it is absent
 void read_attribute(const OrtKernelInfo* info, const char* name, std::string* value);
+
+// The place of the attribute's word among those that it may be; 0 where it is absent.
+template <size_t N>
+int32_t read_word(const OrtKernelInfo* info, const char* name, const char* const (&words)[N]) {
+  std::string word = words[0];
+  read_attribute(info, name, &word);
+  int index = 0;
+  const std::string error = find_word((std::string("attribute ") + name).c_str(), word.c_str(), words, &index);
+  if (!error.empty()) fail(error);
+  return index;
+}
+
 [[noreturn]] void refuse_attribute(const char* name, const std::string& got, const char* allowed);
+
+// Whether the i-th input is the same tensor in every run.
+bool is_constant(const OrtKernelInfo* info, size_t i);
 
 // ---- tensors ----
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from runtime_ops.ops.pieces import grouped, hide, scaled
-from runtime_ops.ops.topk_attention import ATTRIBUTES, check, chosen, hide_far
+from runtime_ops.ops.topk_attention import CHOOSING, check_choosing, chosen, hide_far
 from runtime_ops.spec import Input, OpSpec, Sample
 from runtime_ops.words import Expr, const, dim, make, reshape
 
@@ -179,11 +179,11 @@ EXPANDED_ATTENTION = OpSpec(
         Input(name="past_length", layout="b", kind="int64", optional=True),
         Input(name="beam_index", layout="n", kind="int64", optional=True),
     ),
-    attributes=ATTRIBUTES,
+    attributes=CHOOSING,
     output="n h s e",
     fixed="h g",
     by_heads=("q", "out"),
     reference=reference,
-    check=check,
+    check=check_choosing,
     samples=samples,
 )

@@ -23,9 +23,13 @@ def hide(scores: Expr, keep: Expr) -> Expr:
 def weights(scores: Expr) -> Expr:
     """Return softmax over the last axis, 0 where every score is -inf."""
     # With the maximum bounded below, exp gives 0 for every hidden key; the sum is at least 1 unless all are hidden.
-    peak = make("max", make("amax", scores, axes=(-1,), keepdims=True), const(_LOWEST))
-    exps = make("exp", make("sub", scores, peak))
+    exps = make("exp", make("sub", scores, peak(scores)))
     return make("div", exps, make("max", make("sum", exps, axes=(-1,), keepdims=True), const(1.0)))
+
+
+def peak(scores: Expr) -> Expr:
+    """Return the highest score along the last axis, a finite one where every score is -inf."""
+    return make("max", make("amax", scores, axes=(-1,), keepdims=True), const(_LOWEST))
 
 
 def level(weights: Expr) -> Expr:

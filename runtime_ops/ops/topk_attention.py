@@ -1,7 +1,7 @@
 """``ai.graft::TopKAttention``: softmax attention over all keys, or over the k best keys of every query.
 
 Source: Gupta, Dar, Goodman, Ciprut, Berant, "Memory-efficient Transformers via Top-k Attention" (2021), section 2;
-grouped heads, masks, soft cap and the treatment of rows without a visible key are ours.
+grouped heads, masks, soft cap, the treatment of rows without a visible key and ``remainder`` are ours.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime_ops.ops.pieces import count, grouped, hide, level, scores, weights
+from runtime_ops.ops.remainder import NONE, REMAINDERS, spread
 from runtime_ops.spec import TOKENS_FIRST, Attribute, Input, OpSpec, Sample
 from runtime_ops.words import Expr, const, dim, make, reshape
 
@@ -28,7 +29,12 @@ def reference(inputs: Mapping[str, Expr | None], attrs: Mapping[str, Any]) -> Ex
         logits = make("add", logits, inputs["bias"])
     if inputs["key_mask"] is not None:
         logits = hide(logits, make("unsqueeze", inputs["key_mask"], axes=(1, 2)))
-    return grouped(chosen(hide_far(logits, inputs["past_length"], attrs), attrs), v)
+    past_length = inputs["past_length"]
+    logits = hide_far(logits, past_length, attrs)
+    if not attrs["k"] or attrs["remainder"] == NONE:
+        return grouped(chosen(logits, attrs), v)
+    place = _places(dim(logits, 2), past_length)
+    return grouped(_seen(spread(logits, _best(logits, attrs["k"]), place, attrs["remainder"]), attrs), v)
 
 
 def hide_far(logits: Expr, past_length: Expr | None, attrs: Mapping[str, Any]) -> Expr:
@@ -43,7 +49,10 @@ def hide_far(logits: Expr, past_length: Expr | None, attrs: Mapping[str, Any]) -
 
 def chosen(logits: Expr, attrs: Mapping[str, Any]) -> Expr:
     """Return the weights of all keys, or of the best; what ``no_key`` says where a row sees none."""
-    found = _top(logits, attrs["k"]) if attrs["k"] else weights(logits)
+    return _seen(_top(logits, attrs["k"]) if attrs["k"] else weights(logits), attrs)
+
+
+def _seen(found: Expr, attrs: Mapping[str, Any]) -> Expr:
     return level(found) if attrs["no_key"] == MEAN else found
 
 
@@ -62,13 +71,18 @@ def _near(row: Expr, key: Expr, window: int, causal: bool) -> Expr:
 
 def _top(scores: Expr, k: int) -> Expr:
     """Return weights that are zero outside the k best scores of each row."""
-    best = make("topk", scores, make("min", const([k]), dim(scores, 3)))
+    best = _best(scores, k)
     chosen = weights(make("pick", scores, best))
     return make("scatter", make("expand", const(0.0), make("dim", scores)), best, chosen)
 
 
-def check(attrs: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the attribute values, or None."""
+def _best(scores: Expr, k: int) -> Expr:
+    """Return the k best keys of each row."""
+    return make("topk", scores, make("min", const([k]), dim(scores, 3)))
+
+
+def check_choosing(attrs: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the values of ``CHOOSING``, or None."""
     if attrs["k"] < 0:
         return f"k is {attrs['k']}; it must be 0 (all keys) or more"
     if attrs["causal"] not in (0, 1):
@@ -87,6 +101,13 @@ def wrong_no_key(attrs: Mapping[str, Any]) -> str | None:
     return f"no_key is {attrs['no_key']}; it must be one of {', '.join(NO_KEY)}"
 
 
+def check(attrs: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the attribute values, or None."""
+    if attrs["remainder"] not in REMAINDERS:
+        return f"remainder is {attrs['remainder']}; it must be one of {', '.join(REMAINDERS)}"
+    return check_choosing(attrs)
+
+
 def _sample(id: str, seed: int, *, b: int = 2, s: int = 5, t: int = 7, h: int = 4, g: int = 4, d: int = 16, e: int = 16,
             size: float = 1.0, **rest: Any) -> Sample:  # fmt: skip
     rng = np.random.default_rng(seed)
@@ -98,6 +119,31 @@ def _sample(id: str, seed: int, *, b: int = 2, s: int = 5, t: int = 7, h: int = 
     }
     arrays.update({name: rest.pop(name) for name in ("bias", "key_mask", "past_length") if name in rest})
     return Sample(id=id, arrays=arrays, attrs=rest)
+
+
+def _remainder_samples(ragged: np.ndarray, none: np.ndarray, fill: np.ndarray) -> Sequence[tuple[str, dict[str, Any]]]:
+    """Return calls of 7 keys, and of several blocks of keys."""
+    long = {"s": 67, "t": 150, "b": 1, "h": 2, "g": 2, "k": 9}
+    past = np.array([83])
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("few", {"k": 3}),
+        ("k-over-t", {"k": 100}),
+        ("k-is-0", {}),
+        ("one-key", {"t": 1, "k": 3}),
+        ("no-keys", {"t": 0, "k": 2}),
+        ("key-mask", {"key_mask": ragged, "k": 2}),
+        ("key-mask-none", {"key_mask": none, "k": 2, "no_key": "mean"}),
+        ("fill", {"bias": fill, "k": 2}),
+        ("huge-logits", {"size": 100.0, "k": 2}),
+        ("past-negative", {"causal": 1, "past_length": np.array([-2]), "k": 1}),
+        ("all-but-one", {"k": 6}),
+        ("long", long),
+        ("long-most", {**long, "k": 149}),
+        ("long-causal", {**long, "causal": 1, "past_length": past, "softcap": 2.0}),
+        ("long-window", {**long, "window": 50, "causal": 1, "past_length": past}),
+        ("long-grouped", {**long, "b": 2, "h": 4, "key_mask": np.arange(150) % 3 < np.array([[2], [1]])}),
+    ]
+    return [(f"{x}-{id}", {**call, "remainder": x}) for id, call in calls for x in REMAINDERS if x != NONE]
 
 
 def samples() -> Sequence[Sample]:
@@ -164,6 +210,7 @@ def samples() -> Sequence[Sample]:
         ("bias-hides-all", {"bias": np.where(none, 0, -np.inf).astype(f)[:, None, None, :]}),
         ("everything", {"g": 2, "k": 3, "causal": 1, "softcap": 8.0, "key_mask": ragged, "scale": 0.3,
                         "past_length": np.array([3, 2]), "bias": rng.standard_normal((1, 4, 5, 7)).astype(f)}),
+        *_remainder_samples(ragged, none, fill),
     ]  # fmt: skip
     return [_sample(id, seed, **rest) for seed, (id, rest) in enumerate(table)]
 
@@ -176,7 +223,8 @@ NO_KEY_ATTRIBUTE = Attribute(
     "mean of all t values, which softmax gives where one finite number hides all keys",
 )
 
-ATTRIBUTES = (
+# what every attention to chosen keys has
+CHOOSING = (
     Attribute(name="k", kind=int, default=0, doc="keys that each query attends to; 0: all, which is exact"),
     Attribute(name="scale", kind=float, default=None, doc="factor of q·k; default 1/sqrt(d)"),
     Attribute(name="causal", kind=int, default=0, doc="1: key j is visible to query i if j <= i + past_length"),
@@ -192,6 +240,16 @@ ATTRIBUTES = (
     TOKENS_FIRST,
 )
 
+REMAINDER = Attribute(
+    name="remainder",
+    kind=str,
+    default=NONE,
+    doc="where k is not 0, what becomes of visible keys that were not chosen: none, softmax goes over the chosen keys; "
+    "mean, softmax goes over all visible keys, and the mass of those not chosen goes to the mean of their values; "
+    "blocks, the same in every block of 64 keys, counted from the first key, but in that of key i + past_length "
+    "all keys keep their weights. A score more than 80 below the row's best has no weight and no part in a mean",
+)
+
 TOPK_ATTENTION = OpSpec(
     name="TopKAttention",
     doc=__doc__ or "",
@@ -203,7 +261,7 @@ TOPK_ATTENTION = OpSpec(
         Input(name="key_mask", layout="b t", kind="bool", optional=True),
         Input(name="past_length", layout="b", kind="int64", optional=True),
     ),
-    attributes=ATTRIBUTES,
+    attributes=(*CHOOSING, REMAINDER),
     output="b h s e",
     fixed="h g",
     by_heads=("q", "k", "v", "out"),

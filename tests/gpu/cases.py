@@ -29,6 +29,7 @@ class Case:
     causal: bool = False
     window: int = 0
     no_key: str = "zero"
+    remainder: str = "none"
     softcap: float = 0.0
     scale: float | None = None
     size: float = 1.0
@@ -71,7 +72,7 @@ def make(case: Case, dtype: str, seed: int = 0) -> Call:
         arrays["key_mask"] = shown
     if c.past is not None:
         arrays["past_length"] = np.atleast_1d(np.asarray(c.past, np.int64))
-    attributes = {name: getattr(c, name) for name in ("k_top", "causal", "window", "no_key", "softcap")}
+    attributes = {name: getattr(c, name) for name in ("k_top", "causal", "window", "no_key", "softcap", "remainder")}
     attributes["scale"] = c.d**-0.5 if c.scale is None else c.scale
     return Call(arrays=arrays, attributes=attributes)
 

@@ -14,6 +14,7 @@ from cases import Array, Call
 
 from runtime_ops import cuda
 from runtime_ops.abi import Tensor, TopKAttention, view
+from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY
 
 HERE = Path(__file__).parent
@@ -64,6 +65,7 @@ def _arguments(call: Call, out: Array, only: tuple[str, ...] = ()) -> TopKAttent
         at["causal"],
         NO_KEY.index(at["no_key"]),
         at["window"],
+        REMAINDERS.index(at["remainder"]),
     )
 
 

@@ -22,6 +22,7 @@ import emulated
 from cases import DTYPES, Case, cases, distance, golden, golden_gradients, make, training_cases, wrongness
 
 from runtime_ops import cuda
+from runtime_ops.ops import OPS
 
 TOLERANCE = {"fp32": 3e-6, "fp16": 1e-3, "bf16": 8e-3}
 CASES = {case.id: case for case in cases()}
@@ -80,6 +81,7 @@ REFUSED = [
     (Case(id="heads", h=3, g=2), "multiple of the number of key heads"),
     (Case(id="negative", k_top=-1), "0 (all keys) or more"),
     (Case(id="window", window=-1), "window must be 0 (none) or more"),
+    (Case(id="remainder", k_top=2, remainder="mean"), "remainder must be none; mean and blocks run on the CPU"),
 ]
 
 
@@ -91,7 +93,7 @@ def test_refusals(library: ctypes.CDLL, case: Case, reason: str) -> None:
 
 def _on_the_cpu(library: ctypes.CDLL, monkeypatch: Patch) -> None:
     """Lets the torch op take tensors of the CPU to the CUDA kernels; the emulated GPU can read them."""
-    monkeypatch.setattr(cuda, "takes", lambda _: True)
+    monkeypatch.setattr(cuda, "takes", lambda *_: True)
     monkeypatch.setattr(cuda, "load", lambda: library)
     monkeypatch.setattr(cuda, "_require_cuda", lambda _: None)
     monkeypatch.setattr(cuda, "_stream", lambda _: contextlib.nullcontext(0))
@@ -159,6 +161,6 @@ def test_tokens_first_changes_the_layout_alone(library: ctypes.CDLL, name: str, 
 def test_the_kernels_take_what_lies_on_one_gpu() -> None:
     torch = pytest.importorskip("torch")
     x = torch.zeros(1, 1, 4, 8)
-    assert not cuda.takes((x, x, x, None, None, None))
+    assert not cuda.takes((x, x, x, None, None, None), OPS["TopKAttention"].attrs({}))
     with pytest.raises(cuda.LibraryError, match="need all of them on one GPU"):
         cuda._view(x)

@@ -73,17 +73,22 @@ inline int64_t most_regions(const Combiner& p) {
 constexpr int64_t kKeys = 128;  // of a tile
 constexpr int64_t kTerms = 96;  // a query of `logsparse` reads itself and one block for every bit, on both sides
 
+// Whether a head can be worked on where it lies: in fp32, and row after row. Rows that lie a whole token apart fall on
+// few sets of the cache, which costs more than to copy them once.
+inline bool in_place(const graft_tensor& x) {
+  return x.dtype == GRAFT_F32 && (x.strides[2] == x.shape[3] || x.shape[2] == 1);
+}
+
 template <class V>
 inline Head cut_head(const Combiner& p, Arena* arena) {
   constexpr int64_t width = panel_width<V>();
-  const bool wide = p.args.q.dtype != GRAFT_F32;
   const int64_t cells = most_cells(p), regions = most_regions(p), tokens = axial(p) ? p.t : 0;
   Head x{};
   x.p = &p;
   x.queries = arena->take<float>(cells * p.d);
-  x.wide_k = arena->take<float>(wide ? p.t * p.d : 0);
-  x.wide_v = arena->take<float>(wide ? p.t * p.e : 0);
-  x.wide_out = arena->take<float>(wide ? p.t * p.e : 0);
+  x.wide_k = arena->take<float>(in_place(p.args.k) ? 0 : p.t * p.d);
+  x.wide_v = arena->take<float>(in_place(p.args.v) ? 0 : p.t * p.e);
+  x.wide_out = arena->take<float>(in_place(p.args.out) ? 0 : p.t * p.e);
   x.mask = arena->take<float>(p.args.key_mask.data != nullptr ? p.t : 0);
   x.regions.queries = arena->take<float>(regions * p.d);
   x.regions.keys = arena->take<float>(regions * p.d);
@@ -103,7 +108,7 @@ inline Head cut_head(const Combiner& p, Arena* arena) {
 template <class V>
 inline Rows load_rows(const graft_tensor& x, int64_t b, int64_t head, int64_t t, int64_t width, float* wide) {
   const void* from = element(x.data, x.dtype, b * x.strides[0] + head * x.strides[1]);
-  if (x.dtype == GRAFT_F32) return {static_cast<const float*>(from), x.strides[2]};
+  if (in_place(x)) return {static_cast<const float*>(from), width};
   for (int64_t i = 0; i < t; ++i) {
     widen_row<V>(element(from, x.dtype, i * x.strides[2]), x.dtype, width, wide + i * width);
   }
@@ -146,14 +151,13 @@ inline void load_head(int64_t b, int64_t head, Head* x) {
     load_mask(p.args.key_mask, b, p.t, x->mask);
     x->bias = x->mask;
   }
-  const bool wide = p.args.out.dtype != GRAFT_F32;
-  x->out = wide ? x->wide_out : static_cast<float*>(out_row(p, b, head, 0));
-  x->out_step = wide ? p.e : p.args.out.strides[2];
+  x->out = in_place(p.args.out) ? static_cast<float*>(out_row(p, b, head, 0)) : x->wide_out;
+  x->out_step = p.e;
 }
 
 inline void store_head(int64_t b, int64_t head, const Head& x) {
   const Combiner& p = *x.p;
-  if (p.args.out.dtype == GRAFT_F32) return;
+  if (in_place(p.args.out)) return;
   for (int64_t i = 0; i < p.t; ++i) {
     void* to = out_row(p, b, head, i);
     for (int64_t c = 0; c < p.e; ++c) narrow1(to, p.args.out.dtype, c, x.out[i * x.out_step + c]);

@@ -43,20 +43,25 @@ inline const void* head_data(const Block& k, const graft_tensor& x) {
   return element(x.data, x.dtype, k.b * x.strides[0] + k.g * x.strides[1]);
 }
 
+constexpr int64_t kFar = int64_t{1} << 60;  // nothing overflows, and beyond it nothing changes
+
+// Where a row's query stands among the keys.
+inline int64_t place_of(const Problem& p, const Block& k, int64_t r) {
+  int64_t past = 0;
+  if (p.args.past_length.data != nullptr) {
+    past = static_cast<const int64_t*>(p.args.past_length.data)[k.b * p.args.past_length.strides[0]];
+  }
+  return query_of(p, k, r) + most(-kFar, least(past, kFar));
+}
+
 // The first and the last key that a row may see, as far as causality and window go; none where first > last.
 struct Sight {
   int64_t first, last;
 };
 
 inline Sight sight_of(const Problem& p, const Block& k, int64_t r) {
-  constexpr int64_t far = int64_t{1} << 60;  // nothing overflows, and beyond it nothing changes
   if (!p.args.causal && p.args.window == 0) return {0, p.t - 1};
-  int64_t past = 0;
-  if (p.args.past_length.data != nullptr) {
-    past = static_cast<const int64_t*>(p.args.past_length.data)[k.b * p.args.past_length.strides[0]];
-  }
-  const int64_t place = query_of(p, k, r) + most(-far, least(past, far));
-  const int64_t width = p.args.window > 0 ? least(p.args.window, far) : far;
+  const int64_t place = place_of(p, k, r), width = p.args.window > 0 ? least(p.args.window, kFar) : kFar;
   const int64_t first = p.args.window > 0 ? place - width + 1 : 0, last = p.args.causal ? place : place + width - 1;
   return {most<int64_t>(0, least(first, p.t)), most<int64_t>(-1, least(last, p.t - 1))};
 }

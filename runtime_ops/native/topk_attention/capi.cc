@@ -13,6 +13,7 @@ struct Limits {
   bool every_key;  // k = 0
   bool softcap;
   bool row_bias;  // a bias that varies along s
+  bool remainder;
 };
 
 // From where on a kernel's preparation pays.
@@ -21,7 +22,7 @@ struct Worth {
   int64_t rows;  // per key head
 };
 
-constexpr Limits kAnything{true, true, true};
+constexpr Limits kAnything{true, true, true, true};
 
 struct TopKAttention {
   using Args = graft_topk_attention;
@@ -40,7 +41,7 @@ struct TopKAttention {
   static const auto& rows() {
     static constexpr Row table[] = {
 #if defined(__x86_64__)
-        {"topk_attention_avx512vnni", Isa::avx512vnni, {false, false, false}, {1024, 64}, 3, topk_attention_avx512vnni},
+        {"topk_attention_avx512vnni", Isa::avx512vnni, {}, {1024, 64}, 3, topk_attention_avx512vnni},
         {"topk_attention_avx512", Isa::avx512, kAnything, {}, 2, topk_attention_avx512},
         {"topk_attention_avx2", Isa::avx2, kAnything, {}, 1, topk_attention_avx2},
 #endif
@@ -56,6 +57,7 @@ struct TopKAttention {
     if (!row.limits.every_key && p.top_k == 0) return "it needs 0 < k < t";
     if (!row.limits.softcap && p.args.softcap != 0.0f) return "it takes no softcap";
     if (!row.limits.row_bias && p.row_bias) return "it takes no bias that varies along s";
+    if (!row.limits.remainder && p.args.remainder != GRAFT_REMAINDER_NONE) return "it takes no remainder";
     return nullptr;
   }
 
@@ -67,8 +69,8 @@ struct TopKAttention {
   static std::string limits(const Row& row) {
     const auto flag = [](bool x) { return x ? "true" : "false"; };
     return std::string("\"every_key\":") + flag(row.limits.every_key) + ",\"softcap\":" + flag(row.limits.softcap) +
-           ",\"row_bias\":" + flag(row.limits.row_bias) + ",\"min_keys\":" + std::to_string(row.worth.keys) +
-           ",\"min_rows\":" + std::to_string(row.worth.rows);
+           ",\"row_bias\":" + flag(row.limits.row_bias) + ",\"remainder\":" + flag(row.limits.remainder) +
+           ",\"min_keys\":" + std::to_string(row.worth.keys) + ",\"min_rows\":" + std::to_string(row.worth.rows);
   }
 
   static bool empty(const Problem& p) { return p.b == 0 || p.h == 0 || p.s == 0 || p.e == 0; }

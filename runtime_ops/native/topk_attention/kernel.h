@@ -40,19 +40,32 @@ inline const char* run_exact(const Problem& p, const float* norms) {
 }
 
 template <class V>
-inline const char* run_selection(const Problem& p, const float* norms, const Selection& selection) {
+inline const char* run_selection(const Problem& p, const float* norms, const Selection& selection,
+                                 const BlockSums& sums) {
   const int64_t rows = topk_rows(p, selection);
   Arena size(nullptr);
   cut_topk<V>(p, selection, rows, &size);
   Workspaces spaces(size.bytes());
-  TopkJob job{&p, &spaces, norms, rows, selection};
+  TopkJob job{&p, &spaces, norms, rows, selection, sums};
   run_tasks(p.pool, block_count(p, rows), block_task<V, TopkJob, topk_block<V>>, &job);
   return spaces.error();
 }
 
 template <class V>
 inline const char* run_topk(const Problem& p, const float* norms) {
-  return run_selection<V>(p, norms, {p.top_k, capacity_for(p.top_k)});
+  const Selection selection{p.top_k, capacity_for(p.top_k)};
+  if (p.args.remainder == GRAFT_REMAINDER_NONE) return run_selection<V>(p, norms, selection, {});
+  Arena size(nullptr);
+  cut_sums(p, &size);
+  Workspaces memory(size.bytes());
+  void* space = memory.take();
+  if (space == nullptr) return memory.error();
+  Arena arena(space);
+  SumsJob job{&p, cut_sums(p, &arena)};
+  run_tasks(p.pool, p.b * heads_with_sums(p), sums_task<V>, &job);
+  const char* error = run_selection<V>(p, norms, selection, job.sums);
+  memory.give(space);
+  return error;
 }
 
 // Few rows, as in decoding, would leave most lanes of a panel idle: there all scores of a row fit into memory, and
@@ -60,7 +73,7 @@ inline const char* run_topk(const Problem& p, const float* norms) {
 template <class V>
 inline const char* run_every_key(const Problem& p, const float* norms) {
   if (p.rows * 4 > V::lanes) return run_exact<V>(p, norms);
-  return run_selection<V>(p, norms, {p.t, round_up(p.t, 64) + kTile});
+  return run_selection<V>(p, norms, {p.t, round_up(p.t, 64) + kTile}, {});
 }
 
 // Calls run(p, norms of the keys), NULL where they are not needed.

@@ -21,6 +21,8 @@ void check_values(const TopKAttentionNode& a) {
   if (a.window < 0) refuse_attribute("window", std::to_string(a.window), "0 (none) or more");
 }
 
+constexpr const char* kRemainder[] = {"none", "mean", "blocks"};  // as in graft_remainder
+
 void read_inputs(OrtKernelContext* context, graft_topk_attention* args) {
   graft_tensor* const inputs[kInputs] = {&args->q,    &args->k,        &args->v,
                                          &args->bias, &args->key_mask, &args->past_length};
@@ -54,6 +56,7 @@ TopKAttentionNode read_node(const OrtKernelInfo* info) {
   a.first = read_tokens_first(info);
   a.softcap = read_softcap(info);
   a.no_key = read_no_key(info);
+  a.remainder = read_word(info, "remainder", kRemainder);
   check_values(a);
   return a;
 }
@@ -66,6 +69,7 @@ graft_topk_attention read_call(const TopKAttentionNode& a, OrtKernelContext* con
   args.top_k = a.k;
   args.causal = static_cast<int32_t>(a.causal);
   args.no_key = a.no_key;
+  args.remainder = a.remainder;
   args.window = a.window;
   args.softcap = a.softcap;
   args.scale = scale_for(a.scale, args.q);

@@ -11,7 +11,7 @@ struct TopKAttentionNode {
   Scale scale;
   TokensFirst first;
   float softcap;
-  int32_t no_key;
+  int32_t no_key, remainder;
 };
 
 // Its attributes.

@@ -35,6 +35,11 @@ std::string check_matrix(const graft_tensor& x, const char* name, const char* ax
 // The common length of an axis along which 1 is repeated; -1 where they differ.
 int64_t broadcast(int64_t a, int64_t b) { return a == b || b == 1 ? a : a == 1 ? b : -1; }
 
+std::string check_remainder(int32_t remainder) {
+  if (remainder >= GRAFT_REMAINDER_NONE && remainder <= GRAFT_REMAINDER_BLOCKS) return "";
+  return refuse("remainder", std::to_string(remainder), "0 (none), 1 (mean) or 2 (blocks)");
+}
+
 std::string check_shapes(const graft_topk_attention& a, Problem* p) {
   const graft_tensor &q = a.q, &k = a.k, &v = a.v;
   const std::string shapes = "q " + shape_text(q) + ", k " + shape_text(k) + ", v " + shape_text(v);
@@ -167,6 +172,7 @@ std::string plan_for(const graft_topk_attention& args, const graft_pool* pool, i
   if (error.empty()) error = check_matrix(args.v, "v", "[b g t e]", kind);
   if (error.empty()) error = check_matrix(args.out, "out", "[b h s e]", args.q.dtype);
   if (error.empty()) error = check_attention_attributes(args);
+  if (error.empty()) error = check_remainder(args.remainder);
   if (error.empty()) error = check_shapes(args, &p);
   if (error.empty()) error = check_out(args.out, p);
   if (error.empty()) error = check_optional(&p);
@@ -178,6 +184,7 @@ std::string plan_for(const graft_topk_attention& args, const graft_pool* pool, i
   p.units = p.s < kShortQuery ? p.g : p.h;
   p.rows = p.units > 0 ? p.h / p.units * p.s : 0;
   p.top_k = args.top_k < p.t ? args.top_k : 0;
+  if (p.top_k == 0) p.args.remainder = GRAFT_REMAINDER_NONE;
   resolve_bias(plan);
   return "";
 }

@@ -71,6 +71,8 @@ const char* check(const graft_topk_attention& a) {
   if (a.window < 0) return "TopKAttention on CUDA: window must be 0 (none) or more";
   if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN)
     return "TopKAttention on CUDA: no_key must be 0 (zero) or 1 (mean)";
+  if (a.remainder != GRAFT_REMAINDER_NONE && a.top_k > 0 && a.top_k < a.k.shape[2])
+    return "TopKAttention on CUDA: remainder must be none; mean and blocks run on the CPU";
   return check_masks(a);
 }
 

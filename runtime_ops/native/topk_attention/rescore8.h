@@ -7,36 +7,46 @@
 namespace graft {
 namespace {
 
-// The sums of four vectors' lanes.
-inline __m128 reduce4(const __m512* x) {
-  __m256 half[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(_mm512_castps512_ps256(x[i]), _mm512_extractf32x8_ps(x[i], 1));
-  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
-  return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+// Lane i of every quarter is the sum of x[i]'s quarter.
+inline __m512 add_quarters(const __m512* x) {
+  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
 }
 
-// q.key for four keys. D is d where it is known beforehand, else 0.
+// The sums of eight vectors' lanes.
+inline __m256 reduce8(const __m512* x) {
+  const __m512 a = add_quarters(x), b = add_quarters(x + 4);
+  const __m512 c = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  return _mm512_castps512_ps256(
+      _mm512_add_ps(_mm512_shuffle_f32x4(c, c, 0x88), _mm512_shuffle_f32x4(c, c, 0xdd)));
+}
+
+constexpr int kDots = 8;
+
+// q.key for some keys. D is d where it is known beforehand, else 0.
 template <int32_t Dtype, int64_t D>
-inline __m128 dot4(const float* q, const void* const* keys, int64_t any_d) {
+inline __m256 dots(const float* q, const void* const* keys, int64_t any_d) {
   const int64_t d = D > 0 ? D : any_d;
-  __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+  __m512 sum[kDots];
+#pragma GCC unroll 8
+  for (int x = 0; x < kDots; ++x) sum[x] = _mm512_setzero_ps();
   int64_t i = 0;
 #pragma GCC unroll 8
   for (; i + 16 <= d; i += 16) {
     const __m512 query = Avx512::load(q + i);
-#pragma GCC unroll 4
-    for (int x = 0; x < 4; ++x) sum[x] = _mm512_fmadd_ps(query, widen<Avx512>(keys[x], Dtype, i), sum[x]);
+#pragma GCC unroll 8
+    for (int x = 0; x < kDots; ++x) sum[x] = _mm512_fmadd_ps(query, widen<Avx512>(keys[x], Dtype, i), sum[x]);
   }
-  if (i == d) return reduce4(sum);
-  float rest[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (i == d) return reduce8(sum);
+  float rest[kDots] = {};
   for (; i < d; ++i) {
-    for (int x = 0; x < 4; ++x) rest[x] += q[i] * widen1(keys[x], Dtype, i);
+    for (int x = 0; x < kDots; ++x) rest[x] += q[i] * widen1(keys[x], Dtype, i);
   }
-  return _mm_add_ps(reduce4(sum), _mm_loadu_ps(rest));
+  return _mm256_add_ps(reduce8(sum), _mm256_loadu_ps(rest));
 }
 
-constexpr int64_t kAhead = 12;  // rows of k are anywhere in memory, so they are asked for ahead
+constexpr int64_t kAhead = 8;  // rows of k are anywhere in memory, so they are asked for ahead
 
 inline void ask_for(const void* row, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(static_cast<const char*>(row) + at, _MM_HINT_T0);
@@ -46,14 +56,14 @@ inline void ask_for(const void* row, int64_t bytes) {
 template <int32_t Dtype, int64_t D = 0>
 inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t any_d, int64_t first, Candidates* c) {
   const int64_t d = D > 0 ? D : any_d;
-  for (int64_t i = first; i < c->count; i += 4) {
-    const void* four[4];
-#pragma GCC unroll 4
-    for (int x = 0; x < 4; ++x) {
-      four[x] = element(keys, Dtype, id_at(*c, i + x) * stride);
+  for (int64_t i = first; i < c->count; i += kDots) {
+    const void* some[kDots];
+#pragma GCC unroll 8
+    for (int x = 0; x < kDots; ++x) {
+      some[x] = element(keys, Dtype, id_at(*c, i + x) * stride);
       ask_for(element(keys, Dtype, id_at(*c, i + x + kAhead) * stride), d * element_size(Dtype));
     }
-    _mm_storeu_ps(c->scores + i, dot4<Dtype, D>(q, four, d));
+    _mm256_storeu_ps(c->scores + i, dots<Dtype, D>(q, some, d));
   }
 }
 

@@ -4,6 +4,7 @@
 #define GRAFT_TOPK_H_
 
 #include "exact.h"
+#include "remainder.h"
 #include "select.h"
 
 namespace graft {
@@ -14,6 +15,7 @@ struct TopkScratch {
   Sight* sights;
   Tile* tile;
   Candidates* rows;
+  Rest rest;
 };
 
 struct TopkJob {
@@ -22,11 +24,14 @@ struct TopkJob {
   const float* key_norms;
   int64_t block_rows;
   Selection selection;
+  BlockSums sums{nullptr, nullptr};  // only where there is a remainder
 };
 
-// As many rows as share a packed tile of keys well, while their candidates stay within a core's cache.
+// As many rows as share a packed tile of keys well, while their candidates stay within a core's cache, and their scores
+// too where they are kept.
 inline int64_t topk_rows(const Problem& p, const Selection& s) {
-  const int64_t fit = 49152 / s.capacity;
+  const int64_t kept = p.args.remainder == GRAFT_REMAINDER_NONE ? 0 : p.t;
+  const int64_t fit = least(49152 / s.capacity, 131072 / most<int64_t>(kept, 1));
   return least(p.rows, most<int64_t>(12, least<int64_t>(96, fit)));
 }
 
@@ -47,6 +52,7 @@ inline TopkScratch cut_topk(const Problem& p, const Selection& s, int64_t rows, 
   x.sights = arena->take<Sight>(rows);
   x.tile = arena->take<Tile>(1);
   x.rows = arena->take<Candidates>(rows);
+  x.rest = cut_rest(p, rows, arena);
   return x;
 }
 
@@ -56,6 +62,7 @@ inline void begin_rows(const Problem& p, const Block& k, const Selection& s, con
     x.rows[r] = {scores, scores + s.capacity + 64, 0, -kInf};
     x.sights[r] = sight_of(p, k, r);
   }
+  begin_rest(p, k.rows, x.rest);
 }
 
 // Softcap and biases of one row's `n` scores, which belong to the tile's keys from `first` on; row_bias begins there
@@ -86,6 +93,7 @@ inline void offer_tile(const TopkJob& job, const Block& k, const TopkScratch& x)
   const Tile& tile = *x.tile;
   constexpr int64_t width = panel_width<V>();
   const Rows keys = tile_rows<V>(k, p.args.k, tile, p.d, x.k);
+  const bool rest = p.args.remainder != GRAFT_REMAINDER_NONE;
   for (int64_t first = 0; first < tile.count; first += width) {
     score_keys<V>(p, k, keys, first, x);
     for (int64_t r = 0; r < k.rows; ++r) {
@@ -98,16 +106,23 @@ inline void offer_tile(const TopkJob& job, const Block& k, const TopkScratch& x)
       for (int64_t j = 0; j < before; ++j) scores[j] = -kInf;
       for (int64_t j = n; j < width; ++j) scores[j] = -kInf;
       offer<V>(job.selection, scores, tile.ids + first, &x.rows[r]);
+      if (rest) keep_scores(tile, first, before, n, scores, x.rest.scores + r * rest_stride(p));
     }
   }
+}
+
+template <class V>
+inline float highest(const Candidates& c) {
+  typename V::F high = V::set1(-kInf);
+  for (int64_t i = 0; i < c.count; i += V::lanes) high = V::max(V::load(c.scores + i), high);
+  return V::reduce_max(high);
 }
 
 // Scores become exp(score - maximum); returns their sum.
 template <class V>
 inline float weigh(Candidates* c) {
-  typename V::F high = V::set1(-kInf), sum = V::set1(0.0f);
-  for (int64_t i = 0; i < c->count; i += V::lanes) high = V::max(V::load(c->scores + i), high);
-  high = V::set1(V::reduce_max(high));
+  const typename V::F high = V::set1(highest<V>(*c));
+  typename V::F sum = V::set1(0.0f);
   for (int64_t i = 0; i < c->count; i += V::lanes) {
     const typename V::F weight = vexp<V>(V::sub(V::load(c->scores + i), high));
     V::store(c->scores + i, weight);
@@ -116,34 +131,36 @@ inline float weigh(Candidates* c) {
   return V::reduce_add(sum);
 }
 
-inline int32_t id_at(const Candidates& c, int64_t i) {
-  int32_t id;
-  memcpy(&id, c.ids + i, sizeof id);
-  return id;
-}
-
 constexpr int64_t kMixAhead = 12;
 
-// out[first ..] = sum of weight * value over the survivors, for RN vectors of the value's width. Their rows are
-// anywhere in memory, so they are asked for ahead.
+// sum += the i-th survivor's weight * its value, for RN vectors from `first` on. Rows are anywhere in memory, so they
+// are asked for ahead.
+template <class V, int RN, int32_t Dtype>
+inline void mix_one(const Candidates& c, const void* values, int64_t stride, int64_t first, int64_t i,
+                    typename V::F* sum) {
+  const typename V::F weight = V::set1(c.scores[i]);
+  const void* row = element(values, Dtype, id_at(c, i) * stride + first);
+  const void* next = element(values, Dtype, id_at(c, i + kMixAhead) * stride + first);
+#pragma GCC unroll 8
+  for (int x = 0; x < RN; ++x) __builtin_prefetch(element(next, Dtype, x * V::lanes));
+#pragma GCC unroll 8
+  for (int x = 0; x < RN; ++x) sum[x] = V::fma(weight, widen<V>(row, Dtype, x * V::lanes), sum[x]);
+}
+
+// out[first ..] = sum of weight * value over the survivors. Sums of even and of odd ones wait for each other only once.
 template <class V, int RN, int32_t Dtype>
 inline void mix_as(const Candidates& c, const void* values, const graft_tensor& v, int64_t first, float* out) {
-  typename V::F sum[RN];
+  typename V::F even[RN], odd[RN];
 #pragma GCC unroll 8
-  for (int x = 0; x < RN; ++x) sum[x] = V::set1(0.0f);
-  const int64_t stride = v.strides[2];
-  const auto row_at = [&](int64_t i) { return element(values, Dtype, id_at(c, i) * stride + first); };
-  for (int64_t i = 0; i < c.count; ++i) {
-    const typename V::F weight = V::set1(c.scores[i]);
-    const void* row = row_at(i);
-    const void* next = row_at(i + kMixAhead);
-#pragma GCC unroll 8
-    for (int x = 0; x < RN; ++x) __builtin_prefetch(element(next, Dtype, x * V::lanes));
-#pragma GCC unroll 8
-    for (int x = 0; x < RN; ++x) sum[x] = V::fma(weight, widen<V>(row, Dtype, x * V::lanes), sum[x]);
+  for (int x = 0; x < RN; ++x) even[x] = odd[x] = V::set1(0.0f);
+  int64_t i = 0;
+  for (; i + 2 <= c.count; i += 2) {
+    mix_one<V, RN, Dtype>(c, values, v.strides[2], first, i, even);
+    mix_one<V, RN, Dtype>(c, values, v.strides[2], first, i + 1, odd);
   }
+  if (i < c.count) mix_one<V, RN, Dtype>(c, values, v.strides[2], first, i, even);
 #pragma GCC unroll 8
-  for (int x = 0; x < RN; ++x) V::store(out + first + x * V::lanes, sum[x]);
+  for (int x = 0; x < RN; ++x) V::store(out + first + x * V::lanes, V::add(even[x], odd[x]));
 }
 
 template <class V, int RN>
@@ -153,13 +170,13 @@ inline void mix(const Candidates& c, const void* values, const graft_tensor& v, 
   if (v.dtype == GRAFT_BF16) mix_as<V, RN, GRAFT_BF16>(c, values, v, first, out);
 }
 
+// The same for their whole width e.
 template <class V>
-inline void mix_values(const Problem& p, const Block& k, const Candidates& c, float* out) {
-  const void* values = head_data(k, p.args.v);
+inline void mix_values(const Candidates& c, const void* values, const graft_tensor& v, int64_t e, float* out) {
   int64_t i = 0;
-  for (; i + 4 * V::lanes <= p.e; i += 4 * V::lanes) mix<V, 4>(c, values, p.args.v, i, out);
-  for (; i + V::lanes <= p.e; i += V::lanes) mix<V, 1>(c, values, p.args.v, i, out);
-  for (; i < p.e; ++i) mix<Scalar, 1>(c, values, p.args.v, i, out);
+  for (; i + 4 * V::lanes <= e; i += 4 * V::lanes) mix<V, 4>(c, values, v, i, out);
+  for (; i + V::lanes <= e; i += V::lanes) mix<V, 1>(c, values, v, i, out);
+  for (; i < e; ++i) mix<Scalar, 1>(c, values, v, i, out);
 }
 
 // Behind the last id, as many more as `mix` looks ahead: here the last one again.
@@ -173,16 +190,44 @@ template <class V>
 inline void write_row(const Problem& p, const Block& k, int64_t r, Candidates* c, float* out, Mean* mean) {
   if (c->count == 0) return store_unseeing<V>(p, k, r, mean);
   const float sum = weigh<V>(c);
-  mix_values<V>(p, k, *c, out);
+  mix_values<V>(*c, head_data(k, p.args.v), p.args.v, p.e, out);
   store_adjacent<V>(p, k, r, out, sum > 0.0f ? 1.0f / sum : 0.0f);
 }
 
-// Cuts the row back to exactly its `best` best and writes its output.
+// The same where the other keys keep their mass.
 template <class V>
-inline void end_row(const Problem& p, const Block& k, int64_t r, int64_t best, Candidates* c, float* out, Mean* mean) {
-  cut_back<V>({best, 0}, 0, c);
+inline void write_whole_row(const TopkJob& job, const Block& k, int64_t r, const Candidates& best,
+                            const TopkScratch& s) {
+  const Problem& p = *job.p;
+  const int64_t n = blocks_of(p), sums = sums_of(p, k);
+  Rest x = s.rest;
+  x.scores += r * rest_stride(p);
+  list_chosen(p, best, place_of(p, k, r), &x);
+  const float high = highest<V>(best);
+  measure_blocks<V>(n, high, x);
+  pad<V>(&x.list);
+  float sum = weigh<V>(&x.list);
+  sum += find_levels(p, x);
+  const int64_t chosen = x.list.count;
+  list_blocks(p, job.sums.sizes + sums * n, high, &x);
+  for (int64_t i = 0; i < chosen; ++i) x.list.scores[i] -= x.level[id_at(x.list, i) / kBlockKeys];
+  repeat_last(&x.list);
+  repeat_last(&x.blocks);
+  mix_values<V>(x.list, head_data(k, p.args.v), p.args.v, p.e, s.out);
+  graft_tensor table{nullptr, GRAFT_F32, 4, {}, {0, 0, p.e, 1}};
+  mix_values<V>(x.blocks, job.sums.values + sums * (n + 1) * p.e, table, p.e, x.out);
+  add_all<V>(p.e, x.out, s.out);
+  store_adjacent<V>(p, k, r, s.out, sum > 0.0f ? 1.0f / sum : 0.0f);
+}
+
+// Cuts the row back to exactly its k best and writes its output.
+template <class V>
+inline void end_row(const TopkJob& job, const Block& k, int64_t r, const TopkScratch& x, Mean* mean) {
+  Candidates* c = &x.rows[r];
+  cut_back<V>({job.selection.k, 0}, 0, c);
+  if (c->count > 0 && job.p->args.remainder != GRAFT_REMAINDER_NONE) return write_whole_row<V>(job, k, r, *c, x);
   repeat_last(c);
-  write_row<V>(p, k, r, c, out, mean);
+  write_row<V>(*job.p, k, r, c, x.out, mean);
 }
 
 template <class V>
@@ -196,7 +241,7 @@ inline void topk_block(const TopkJob& job, const Block& k, void* space) {
   if (p.key_bias_wide) bound = score_bound<V>(p, k, x.queries, job.key_norms);
   for (Walk walk = walk_keys(p, k, bound); next_tile(&walk, x.tile);) offer_tile<V>(job, k, x);
   Mean mean{x.mean, false};
-  for (int64_t r = 0; r < k.rows; ++r) end_row<V>(p, k, r, job.selection.k, &x.rows[r], x.out, &mean);
+  for (int64_t r = 0; r < k.rows; ++r) end_row<V>(job, k, r, x, &mean);
 }
 
 }  // namespace

@@ -123,9 +123,6 @@ inline void drop_ties(float level, int64_t ties, Candidates* c) {
   }
 }
 
-// The number before x; before either zero, one that is no denormal, which a session may have set to count as 0.
-inline float below(float x) { return x == 0.0f ? -0x1p-126f : from_order(to_order(x) - 1); }
-
 // Leaves the k best, which all reach the threshold; of equal ones the first, as everywhere, though candidates are in
 // no order here. Few more than k reach it, so the k-th is looked for from there on, in steps that grow from `step`.
 inline void cut_exactly(int64_t k, float step, Candidates* c) {

@@ -4,6 +4,7 @@
 #define GRAFT_TOPK_FEED_FORWARD_KERNEL_H_
 
 #include "combine.h"
+#include "near.h"
 
 namespace graft {
 namespace {
@@ -13,15 +14,17 @@ constexpr int64_t kSparse = 8;
 
 template <class V>
 inline size_t task_bytes(const FeedForward& p) {
-  Arena project(nullptr), rows(nullptr), columns(nullptr), dense(nullptr);
+  Arena project(nullptr), pairs(nullptr), rows(nullptr), columns(nullptr), dense(nullptr);
   cut_project<V>(p, &project);
+  cut_pairs<V>(p, &pairs);
   cut_terms(p, 1, &rows);
   rows.take<float>(p.e);
   rows.take<float>(p.e);
   columns.take<float>(kFew * kColumns);
   columns.take<float>(kFew * kColumns);
   dense.take<float>((kDepth + p.chunk) * panel_width<V>() + 16);
-  return most(most(project.bytes(), rows.bytes()), most(columns.bytes(), dense.bytes()));
+  const size_t first = most(project.bytes(), pairs.bytes()), second = most(columns.bytes(), dense.bytes());
+  return most(most(first, second), rows.bytes());
 }
 
 // The chunk's inputs in fp32.
@@ -38,9 +41,9 @@ inline void make_coefficients(const Chunk& k) {
   const graft_topk_feed_forward& a = k.p->args;
   const bool raw = k.p->top_k > 0 && k.p->select_by == SelectBy::preactivation;
   const Then then = raw ? Then::store : Then::activate;
-  if (!k.p->gated) return project<V>(k, a.w_in, a.b_in, k.c, then);
-  project<V>(k, a.w_gate, a.b_gate, k.c, then);
-  if (late_up(k)) return;
+  const graft_tensor &w = k.p->gated ? a.w_gate : a.w_in, &bias = k.p->gated ? a.b_gate : a.b_in;
+  if (!project_near<V>(k, w, bias)) project<V>(k, w, bias, k.c, then);
+  if (!k.p->gated || late_up(k)) return;
   if (keeps_up(*k.p)) project<V>(k, a.w_in, a.b_in, k.up, Then::store);
   else project<V>(k, a.w_in, a.b_in, k.c, Then::times);
 }

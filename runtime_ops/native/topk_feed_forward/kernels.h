@@ -10,6 +10,8 @@ namespace graft {
 const char* topk_feed_forward_scalar(const FeedForward& p);
 const char* topk_feed_forward_avx2(const FeedForward& p);
 const char* topk_feed_forward_avx512(const FeedForward& p);
+const char* topk_feed_forward_avx512bf16(const FeedForward& p);
+const char* topk_feed_forward_neon(const FeedForward& p);
 
 }  // namespace graft
 

@@ -1,17 +1,21 @@
 // ai.graft::TopKFeedForward as an ONNX Runtime operator on the CPU: types, shape inference, and its kernel, which goes
 // from a node's attributes and tensors to the plain C interface.
 #include "../ort_call.h"
+#include "keep.h"
 
 namespace graft {
 namespace {
 
 constexpr const char* kName = "TopKFeedForward";
 constexpr size_t kInputs = 7, kRequired = 3;
+constexpr size_t kIn = 1, kGate = 5;
 constexpr const char* kNames[kInputs] = {"x", "w_in", "w_out", "b_in", "b_out", "w_gate", "b_gate"};
 
 struct Node {
   int64_t k = 0, chunk = 0;
   std::string activation = "relu", select_by = "preactivation";
+  bool constant_in = false, constant_gate = false;
+  KeptNear kept;
 };
 
 int input_type(size_t, int dtype) { return dtype; }
@@ -41,13 +45,15 @@ void check_values(const Node& node) {
 
 OrtStatus* create(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
   return guarded(kName, [&] {
-    Node node;
-    read_attribute(info, "k", &node.k);
-    read_attribute(info, "chunk", &node.chunk);
-    read_attribute(info, "activation", &node.activation);
-    read_attribute(info, "select_by", &node.select_by);
-    check_values(node);
-    *kernel = new Node(node);
+    auto node = std::make_unique<Node>();
+    read_attribute(info, "k", &node->k);
+    read_attribute(info, "chunk", &node->chunk);
+    read_attribute(info, "activation", &node->activation);
+    read_attribute(info, "select_by", &node->select_by);
+    check_values(*node);
+    node->constant_in = is_constant(info, kIn);
+    node->constant_gate = is_constant(info, kGate);
+    *kernel = node.release();
   });
 }
 
@@ -55,7 +61,7 @@ void destroy(void* kernel) { delete static_cast<Node*>(kernel); }
 
 OrtStatus* run_node(void* kernel, OrtKernelContext* context) {
   return guarded(kName, [&] {
-    const Node& node = *static_cast<Node*>(kernel);
+    Node& node = *static_cast<Node*>(kernel);
     graft_topk_feed_forward args{};
     graft_tensor* const inputs[kInputs] = {nullptr,     &args.w_in,   &args.w_out, &args.b_in,
                                            &args.b_out, &args.w_gate, &args.b_gate};
@@ -68,7 +74,9 @@ OrtStatus* run_node(void* kernel, OrtKernelContext* context) {
     args.top_k = node.k, args.chunk = node.chunk;
     args.activation = node.activation.c_str(), args.select_by = node.select_by.c_str();
     SessionPool session(context);
-    finish(session, graft_run_topk_feed_forward(&args, nullptr, &session.pool));
+    const bool constant = args.w_gate.data != nullptr ? node.constant_gate : node.constant_in;
+    const Near* near = constant ? node.kept.of(args, session.pool) : nullptr;
+    finish(session, run_feed_forward({args, near}, nullptr, &session.pool));
   });
 }
 

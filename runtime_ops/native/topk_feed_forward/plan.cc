@@ -92,19 +92,38 @@ int64_t chunk_for(const FeedForward& p) {
   return (p.n + count - 1) / count;
 }
 
+// Rounded products tell enough where a selection goes by them, and where a relu silences neurons.
+void choose_near(FeedForward* p) {
+  const bool silences = p->activation == Activation::relu || p->activation == Activation::relu_squared;
+  const bool selects = p->top_k > 0 && p->select_by == SelectBy::preactivation;
+  p->near_few = selects ? p->top_k <= p->f / 4 : p->top_k == 0 && silences && !p->gated;
+  p->near_many = selects && p->top_k <= p->f / 16;
+}
+
 }  // namespace
 
-std::string make_plan(const graft_topk_feed_forward& args, const graft_pool* pool, FeedForwardPlan* plan) {
+std::string make_plan(const FeedForwardArgs& args, const graft_pool* pool, FeedForwardPlan* plan) {
   FeedForward& p = plan->problem;
   p = FeedForward{};
-  p.args = args;
+  p.args = args.given;
+  p.near = args.near;
   p.pool = pool;
-  std::string error = check_tensors(args, &p);
-  if (error.empty()) error = check_attributes(args, &p);
+  std::string error = check_tensors(p.args, &p);
+  if (error.empty()) error = check_attributes(p.args, &p);
   if (!error.empty()) return error;
-  p.top_k = args.top_k < p.f ? args.top_k : 0;
+  p.top_k = p.args.top_k < p.f ? p.args.top_k : 0;
   p.chunk = chunk_for(p);
+  choose_near(&p);
   return "";
+}
+
+const graft_tensor* wants_near(const graft_topk_feed_forward& args) {
+  constexpr int64_t few = 8;  // tokens; as in chunk.h
+  FeedForwardPlan plan;
+  if (!make_plan({args, nullptr}, nullptr, &plan).empty()) return nullptr;
+  const FeedForward& p = plan.problem;
+  if (!p.near_few || p.n == 0 || p.n > few || args.x.dtype != GRAFT_F32) return nullptr;
+  return p.gated ? &args.w_gate : &args.w_in;
 }
 
 }  // namespace graft

@@ -10,6 +10,12 @@ namespace graft {
 enum class Activation { relu, gelu, gelu_tanh, gelu_quick, silu, relu_squared, mish };
 enum class SelectBy { preactivation, magnitude, contribution };
 
+// The weights whose products the selection or a relu goes by, in bf16: a few tokens then read half as much.
+struct Near {
+  graft_tensor w;     // [f m]
+  float error, norm;  // no row has lost more, and none is longer
+};
+
 struct FeedForward {
   graft_topk_feed_forward args;
   int64_t n, m, f, e;
@@ -18,6 +24,8 @@ struct FeedForward {
   Activation activation;
   SelectBy select_by;
   bool gated;
+  bool near_few, near_many;  // whether near.h pays, for a few tokens and for many
+  const Near* near;          // NULL: there is none
   const graft_pool* pool;
 };
 

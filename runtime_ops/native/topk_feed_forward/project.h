@@ -102,7 +102,7 @@ inline void project_rows(const Projection& job, int64_t first, int64_t count, co
   for (int64_t n = 0; n < count; n += R) {
     const void* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = row_of(w, first + least(n + r, count - 1));
-    dots<V, R, T, D>(rows, x, m, R * w.strides[0], tile + n, kNeurons);
+    dots<V, R, T, D>(rows, x, m, R == 1 ? kStreamAhead<D> : R * w.strides[0], tile + n, kNeurons);
   }
 }
 

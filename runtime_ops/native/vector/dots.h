@@ -41,19 +41,47 @@ inline void add_dots(const void* const* w, const float* const* x, int64_t first,
   }
 }
 
+// One row with one vector: four sums instead of four rows, because one row after the other is what processors foresee.
+template <class V, int D>
+inline float dot_row(const void* w, const float* x, int64_t first, int64_t end, int64_t ahead) {
+  using F = typename V::F;
+  F sum[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) sum[j] = V::set1(0.0f);
+  int64_t i = first;
+  for (; i + 4 * V::lanes <= end; i += 4 * V::lanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      if (ahead > 0) __builtin_prefetch(element(w, D, ahead + i + j * V::lanes));
+      sum[j] = V::fma(widen<V>(w, D, i + j * V::lanes), V::load(x + i + j * V::lanes), sum[j]);
+    }
+  }
+  for (; i + V::lanes <= end; i += V::lanes) sum[0] = V::fma(widen<V>(w, D, i), V::load(x + i), sum[0]);
+  float total = V::reduce_add(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
+  for (; i < end; ++i) total += widen1(w, D, i) * x[i];
+  return total;
+}
+
 template <class V, int R, int T, int D>
 inline void dots(const void* const* w, const float* const* x, int64_t m, int64_t ahead, float* to, int64_t stride) {
   for (int t = 0; t < T; ++t) {
     for (int r = 0; r < R; ++r) to[t * stride + r] = 0.0f;
   }
   const int64_t chunk = V::chunk > 0 ? V::chunk : m;
-  for (int64_t i = 0; i < m; i += chunk) add_dots<V, R, T, D>(w, x, i, least(i + chunk, m), ahead, to, stride);
+  for (int64_t i = 0; i < m; i += chunk) {
+    if constexpr (R == 1 && T == 1) *to += dot_row<V, D>(*w, *x, i, least(i + chunk, m), ahead);
+    else add_dots<V, R, T, D>(w, x, i, least(i + chunk, m), ahead, to, stride);
+  }
 }
 
-// Rows of weights at a time: as many sums as the registers hold.
+// How far ahead of its use a row is asked for, where rows follow each other and are read one by one.
+template <int D>
+constexpr int64_t kStreamAhead = D == GRAFT_F32 ? 512 : 1024;
+
+// Rows of weights at a time: as many sums as the registers hold, but one row where one vector reads it.
 template <class V>
 constexpr int dot_rows(int tokens) {
-  return tokens == 1 ? 4 : tokens == 2 ? 4 : tokens == 4 && V::lanes == 16 ? 4 : V::lanes == 16 ? 2 : 1;
+  return tokens == 1 ? 1 : tokens == 2 ? 4 : tokens == 4 && V::lanes == 16 ? 4 : V::lanes == 16 ? 2 : 1;
 }
 
 }  // namespace

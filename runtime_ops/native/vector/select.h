@@ -13,7 +13,7 @@ struct Candidates {
   float* scores;
   float* ids;
   int64_t count;
-  float threshold;  // what does not exceed it cannot be among the k largest
+  float threshold;  // what comes from now on and does not exceed it cannot be among the k largest
 };
 
 struct Selection {
@@ -29,6 +29,9 @@ inline float from_order(int64_t order) {
   const int32_t bits = static_cast<int32_t>(order);
   return from_bits(static_cast<uint32_t>(bits < 0 ? bits ^ 0x7fffffff : bits));
 }
+
+// The number before x; before either zero, one that is no denormal, which a session may have set to count as 0.
+inline float below(float x) { return x == 0.0f ? -0x1p-126f : from_order(to_order(x) - 1); }
 
 template <class V>
 inline int64_t count_above(const float* scores, int64_t n, float level) {
@@ -50,12 +53,13 @@ struct Cut {
 };
 
 // A level with k .. k + slack scores above it; or, where ties forbid that, the k-th score itself, with fewer than k
-// above it. Needs more than k + slack candidates, all above the threshold. Starts at `guess`, in growing steps.
+// above it. Needs more than k + slack candidates. None lies below the threshold; a few may equal it, the first of many
+// that did when it was found. Starts at `guess`, in growing steps.
 template <class V>
 inline Cut find_cut(const Candidates& c, int64_t k, int64_t slack, float guess = -kInf, float step = 0.0f) {
   typename V::F high = V::set1(-kInf);
   for (int64_t i = 0; i < c.count; i += V::lanes) high = V::max(V::load(c.scores + i), high);
-  const int64_t bottom = to_order(c.threshold), most_order = to_order(V::reduce_max(high));
+  const int64_t bottom = to_order(c.threshold) - 1, most_order = to_order(V::reduce_max(high));
   int64_t low = bottom, top = most_order, at = to_order(guess), above_top = 0;
   for (; top - low > 1; step *= 2.0f) {
     if (at <= low || at >= top) at = low + (top - low) / 2;

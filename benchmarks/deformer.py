@@ -4,7 +4,8 @@ The encoder has the shape of BERT-base and random weights. `cached`: the passage
 the time; `ratio`: the original's time over it; `flop model`: n / ((n-K) + K·|Q|/L), which counts layers alone
 (DeFormer, Cao 2020). `not cached`: the passage is encoded and stored first, which is where splitting loses. Times are
 medians of rounds in which all run one after the other in one process; peak memory is that of a process of its own,
-weights included.
+weights included. `narrowed`: the same after the rule `narrow-last-layer`, which computes of the last layer only the
+first token, the one that the scores are made from; K = 0 is the model itself in one piece, narrowed or not.
 Run `python benchmarks/deformer.py --help`.
 """
 
@@ -71,20 +72,30 @@ def answer(target: Path, args: argparse.Namespace) -> None:
     print(resident("VmHWM"))
 
 
-def measure(model: Path, layers: int, args: argparse.Namespace, folder: Path) -> Row:
-    """Split after so many layers, and time it against the original."""
-    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads, in_turn=True)
+def pipeline(model: Path, layers: int, args: argparse.Namespace, folder: Path) -> Pipeline:
+    """Split a model, and open what it became and an empty store."""
+    folder.mkdir(exist_ok=True)
     rewriter.split(model, layers, args.question, folder / "split")
-    pipeline = Pipeline(folder / "split", folder / "store", threads=args.threads)
+    return Pipeline(folder / "split", folder / "store", threads=args.threads)
+
+
+def measure(model: Path, narrowed: Path, layers: int, args: argparse.Namespace, folder: Path) -> Row:
+    """Split both models after so many layers, and time them against the original."""
+    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads, in_turn=True)
     whole = texts.whole()
-    runs: dict[str, Callable[[], Any]] = {
-        "original": lambda: original.run(None, whole),
-        "cached": lambda: pipeline.score(texts.question, [texts.passage]),
-        "not cached": lambda: pipeline.score(texts.question, [texts.ids(args.passage)]),
-    }
+    runs: dict[str, Callable[[], Any]] = {"original": lambda: original.run(None, whole)}
+    if not layers:
+        alone = open_session(narrowed, threads=args.threads, in_turn=True)
+        return {"layers": 0, **medians({**runs, "narrowed": lambda: alone.run(None, whole)}, args.rounds)}
+    split = pipeline(model, layers, args, folder)
+    runs["cached"] = lambda: split.score(texts.question, [texts.passage])
+    runs["not cached"] = lambda: split.score(texts.question, [texts.ids(args.passage)])
+    if layers < args.layers_in_all:
+        less = pipeline(narrowed, layers, args, folder / "narrowed")
+        runs["narrowed"] = lambda: less.score(texts.question, [texts.passage])
     row: Row = {"layers": layers, **medians(runs, args.rounds)}
-    row["kept_kb"] = pipeline.store.used / len(pipeline.store) / 1e3
-    pipeline.store.close()
+    row["kept_kb"] = split.store.used / len(split.store) / 1e3
+    split.store.close()
     row["peak_mib"] = None if args.no_memory else peak(folder / "split", args)
     return row
 
@@ -93,26 +104,38 @@ def completed(row: Row, args: argparse.Namespace) -> Row:
     """Add the ratios, measured and expected."""
     share = args.question / (args.question + args.passage)
     expected = args.layers_in_all / (args.layers_in_all - row["layers"] + row["layers"] * share)
-    return {**row, "ratio": row["original"] / row["cached"], "flop_model": expected,
-            "loss": row["original"] / row["not cached"]}  # fmt: skip
+    times = ("cached", "narrowed", "not cached")
+    ratios = {f"{name} ratio": row["original"] / row[name] for name in times if name in row}
+    return {**row, **ratios, "flop_model": expected}
+
+
+COLUMNS = {
+    "layers": "K", "original": "original ms",
+    "cached": "cached ms", "cached ratio": "ratio", "flop_model": "flop model",
+    "narrowed": "narrowed ms", "narrowed ratio": "ratio", "not cached": "not cached ms", "not cached ratio": "ratio",
+    "kept_kb": "KB kept", "peak_mib": "peak MiB",
+}  # fmt: skip
 
 
 def show(rows: list[Row], peak_of_original: float | None) -> None:
     """Print the rows as a table."""
     print("ratios are the original's time over the other's" + (
         "" if peak_of_original is None else f"; the original's peak is {peak_of_original:.0f} MiB"))  # fmt: skip
-    heads = ("K", "original ms", "cached ms", "ratio", "flop model", "not cached ms", "ratio", "KB kept", "peak MiB")
-    print("".join(f"{head:>15}" for head in heads))
+    print("".join(f"{head:>14}" for head in COLUMNS.values()))
     for row in rows:
-        numbers = [row[name] for name in ("original", "cached", "ratio", "flop_model", "not cached", "loss", "kept_kb")]
-        memory = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        print(f"{row['layers']:>15}" + "".join(f"{n:>15.2f}" for n in numbers) + f"{memory:>15}")
+        print("".join(f"{_cell(row.get(name)):>14}" for name in COLUMNS))
+
+
+def _cell(number: float | None) -> str:
+    if number is None:
+        return "-"
+    return str(number) if isinstance(number, int) else f"{number:.2f}"
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--layers", type=int, nargs="+", default=list(range(1, 13)), help="values of K")
+    parser.add_argument("--layers", type=int, nargs="+", default=list(range(13)), help="values of K")
     parser.add_argument("--layers-in-all", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--question", type=int, default=27)
@@ -132,13 +155,14 @@ def main() -> None:
         answer(args.peak, args)
         return
     with tempfile.TemporaryDirectory() as name:
-        model = Path(name) / "model.onnx"
+        model, narrowed = Path(name) / "model.onnx", Path(name) / "narrowed.onnx"
         onnx.save(bert(args.layers_in_all, args.width), model)
+        rewriter.apply(model, ["narrow-last-layer"], output=narrowed, verify=False)
         before = None if args.no_memory else peak(model, args)
         rows = []
         for layers in args.layers:
             with tempfile.TemporaryDirectory(dir=name) as folder:
-                rows.append(completed(measure(model, layers, args, Path(folder)), args))
+                rows.append(completed(measure(model, narrowed, layers, args, Path(folder)), args))
     show(rows, before)
     save(args, onnxruntime, original_peak_mib=before, rows=rows)
 

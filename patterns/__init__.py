@@ -10,6 +10,7 @@ from patterns.rules import (
     exact_attention,
     exact_feed_forward,
     expand_query,
+    narrow_last_layer,
     topk_attention,
     topk_feed_forward,
 )
@@ -25,4 +26,5 @@ RULES = (
     exact_feed_forward.RULE,
     topk_feed_forward.RULE,
     decompose_encoder.RULE,
+    narrow_last_layer.RULE,
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patterns.mask import All, Causal, Mask, Window
+from patterns.narrow import chosen
 from patterns.scores import place
 from patterns.site import AttentionSite, Decline, EncoderSite, Operand, Unreadable
 from patterns.tokens import Tokens
@@ -103,8 +104,19 @@ def _read(graphs: Graphs, attention: Mapping[int, AttentionSite], lookups: Seque
         tables=_tables(lookups),
         given={e.attrs["name"]: e for e in graphs.exprs_of("input") if _is_ids(e)},
         node=graphs.node(layers[0].out.value),
+        chosen=_chosen(graphs, stream, tokens, layers, len(cuts)),
         steps=tuple(Step(node=place(c.value), met="cut", meaning=f"after layer {n}") for n, c in enumerate(cuts, 1)),
     )
+
+
+def _chosen(graphs: Graphs, stream: _Stream, tokens: Tokens, layers: Sequence[AttentionSite], cuts: int) -> Expr | str:
+    """Return what chooses tokens of the last layer, if that layer starts from a cut, or why nothing does."""
+    if cuts < len(layers) - 1 or len(layers) == 1:
+        return "the last layer does not start from a hidden state that is known to carry tokens apart"
+    try:
+        return chosen(graphs, tokens, stream.order[stream.at[id(layers[-1].out.value)] :])
+    except Unreadable as stop:
+        return stop.reason
 
 
 def _is_ids(expr: Expr) -> bool:

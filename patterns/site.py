@@ -217,6 +217,7 @@ class EncoderSite:
         tables: the inputs that choose embeddings themselves, by name, with the rows of the largest table of each.
         given: integer inputs [b t] of the model by name.
         node: the node of the first layer's result.
+        chosen: the gather of fixed tokens that alone reads what the last layer gives, or why there is none.
         steps: how it was read.
     """
 
@@ -229,6 +230,7 @@ class EncoderSite:
     tables: Mapping[str, int] = field(compare=False)
     given: Mapping[str, Expr] = field(compare=False)
     node: Any = field(compare=False)
+    chosen: Expr | str = field(compare=False)
     steps: Sequence[Step] = field(compare=False, default=())
 
     kind = "encoder"

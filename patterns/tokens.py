@@ -13,11 +13,11 @@ from rewriter import layout
 from rewriter.layout import Atom, Axes
 from runtime_ops.words import Expr
 
-_POINTWISE = frozenset((
+POINTWISE = frozenset((
     "add", "sub", "mul", "div", "pow", "max", "min", "lt", "le", "eq", "and", "or", "not", "neg", "exp", "log", "sqrt",
     "tanh", "erf", "floor", "where", "sigmoid", "relu", "cast",
 ))  # fmt: skip
-_REDUCING = ("sum", "mean", "amax")
+REDUCING = ("sum", "mean", "amax")
 # Opaque operators that treat every element alone; dynamic quantisation takes one scale over all tokens, which moves
 # values by less than its rounding.
 _ELEMENTWISE_OPS = frozenset((
@@ -86,7 +86,7 @@ class Tokens:
     def _of_word(self, expr: Expr, axes: Sequence[Axes | None]) -> Axes | None:
         if expr.shape is None:
             return None
-        if expr.word in _POINTWISE or (expr.word == "opaque" and expr.attrs["op"] in _ELEMENTWISE_OPS):
+        if expr.word in POINTWISE or (expr.word == "opaque" and expr.attrs["op"] in _ELEMENTWISE_OPS):
             return () if expr.shape == () else _broadcast(expr, axes)
         return _WORDS[expr.word](expr, axes) if expr.word in _WORDS else None
 
@@ -185,7 +185,7 @@ def _opaque(expr: Expr, axes: Sequence[Axes | None]) -> Axes | None:
 
 _WORDS: Mapping[str, Callable[[Expr, Sequence[Axes | None]], Axes | None]] = {
     **dict.fromkeys(("reshape", "transpose", "unsqueeze", "squeeze"), _view),
-    **dict.fromkeys(_REDUCING, _reduced),
+    **dict.fromkeys(REDUCING, _reduced),
     "expand": _expanded,
     "softmax": _softmax,
     "matmul": _product,

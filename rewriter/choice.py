@@ -85,17 +85,19 @@ def demand(reading: Reading, edit: Edit, strict: bool, expect: int | None) -> No
 def still_computed(reading: Reading, edit: Edit) -> dict[str, str]:
     """Return the rewritten sites whose inner values are still computed, because something else reads inner tensors."""
     left = {}
-    for site in edit.plans:
-        reader = reading.graphs.survivor(reading.sites[site].node)
+    for site, plan in edit.plans.items():
+        reader = reading.graphs.survivor(plan.gone or reading.sites[site].node)
         if reader is not None:
             left[site] = f"its inner values are still read by {reader}, so nothing would be saved"
     return left
 
 
 def kernel(plan: Plan) -> str:
-    """Return the kernel that will run the call of a plan here, or "function body"."""
+    """Return the kernel that will run the call of a plan here, "function body", or "standard operators" for no call."""
     calls = [n for e in plan.values.values() for n in topological(e, has_handle) if n.word == "call"]
-    if not calls or not sessions.have_kernels():
+    if not calls:
+        return "standard operators"
+    if not sessions.have_kernels():
         return "function body"
     name, dtype = calls[0].attrs["spec"].name, str(calls[0].args[0].dtype)
     rows = [row for row in kernels.kernels() if row["op"] == name and _takes(row, dtype)]

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,22 @@ import numpy as np
 from rewriter.errors import GraftError
 from rewriter.proof import Progress
 from rewriter.report import CacheReport
-from rewriter.sessions import open_session
+from rewriter.sessions import open_session, run
 from rewriter.store import Array, Store
+from rewriter.texts import Texts
 
 _BATCH = 32
 _ABOUT = ("model", "layers", "question_length", "positions", "width")
 _TYPES = ("token_type_ids", "segment_ids")  # inputs that are 0 in a question and 1 in a passage
 Ids = Sequence[int] | Array
+Told = Ids | str  # a text is read by the tokenizer beside the models
 
 
 class Pipeline:
     """A split encoder and its store of passages.
+
+    Questions and passages are token ids, each with whatever the model wants around it, or texts if there is a
+    ``tokenizer.json`` in the folder; ``graft split`` copies the one beside the model.
 
     Args:
         folder: what ``graft split`` wrote.
@@ -49,19 +55,19 @@ class Pipeline:
         self.manifest = _manifest(self.folder)
         _fillable(self.folder, self.manifest)
         self.store = Store(store, {name: self.manifest[name] for name in _ABOUT}, kind)
-        parts = ("question", "passage", "joint")
-        self._run = {part: open_session(self.folder / f"{part}.onnx", threads=threads, in_turn=True) for part in parts}
+        self._threads, self._sessions = threads, dict[str, Any]()
         self.hits = self.misses = 0
 
-    def add(self, passages: Iterable[Ids]) -> int:
-        """Encode the passages that are not in the store yet; return how many those were.
+    @cached_property
+    def texts(self) -> Texts:
+        """What makes token ids of texts."""
+        return Texts(self.folder)
 
-        Args:
-            passages: token ids, each with whatever the model wants after a passage.
-        """
+    def add(self, passages: Iterable[Told]) -> int:
+        """Encode the passages that are not in the store yet; return how many those were."""
         new = 0
         for some in _chunks(passages):
-            arrays = [_ids(ids) for ids in some]
+            arrays = [self._ids("passage", one) for one in some]
             keys = [_key(ids) for ids in arrays]
             fresh = {keys[n]: arrays[n] for n in self.store.missing(keys)}
             if fresh:  # readers that find everything never wait for a writer
@@ -69,20 +75,35 @@ class Pipeline:
             new += len(fresh)
         return new
 
-    def score(self, question: Ids, passages: Sequence[Ids], cut: bool = False) -> Array:
-        """Return the model's first output [n …] for one question with each of n passages.
+    def score(self, question: Told, passages: Sequence[Told], cut: bool = False) -> Array:
+        """Return the model's first output [n …] for one question with each of n passages; see ``outputs``."""
+        first = self.manifest["outputs"][0]
+        return self.outputs(question, passages, cut, [first])[first]
+
+    def outputs(
+        self, question: Told, passages: Sequence[Told], cut: bool = False, names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Return outputs of the model [n …] by name for one question with each of n passages.
 
         Passages that are not in the store are encoded and put there. Passages of one call are padded to the longest.
+        In outputs with an axis of tokens, as starts and ends of answers, the padded question's stand before the
+        passage's: token i of a passage is at ``manifest["question_length"] + i``.
 
         Args:
-            question: token ids, at most as many as the split was made for.
-            passages: token ids of each.
+            question: at most as many tokens as the split was made for.
+            passages: at least one.
             cut: whether a longer question is cut.
+            names: the outputs that are wanted; None for all.
 
         Raises:
-            GraftError: the question is too long, there is no passage, or the model takes no mask and has to pad.
+            GraftError: the question is too long, there is no passage, an output is unknown, or the model takes no mask
+                and has to pad.
         """
-        asked, told = self._question(question, cut), [_ids(ids) for ids in passages]
+        wanted = list(self.manifest["outputs"] if names is None else names)
+        unknown = [name for name in wanted if name not in self.manifest["outputs"]]
+        if unknown:
+            raise GraftError(f"the model has no output {unknown[0]}; it has {', '.join(self.manifest['outputs'])}")
+        asked, told = self._question(question, cut), [self._ids("passage", one) for one in passages]
         if not told:
             raise GraftError("there is no passage to score")
         missing = len(self.store.missing([_key(ids) for ids in told]))
@@ -90,15 +111,28 @@ class Pipeline:
         self.add(told)
         longest = max(len(ids) for ids in told)
         hidden = self._encode("question", [asked])[0]
-        return np.concatenate([self._joint(asked, hidden, some, longest) for some in _chunks(told)])
+        parts = [self._joint(asked, hidden, some, longest, wanted) for some in _chunks(told)]
+        return {name: np.concatenate(found) for name, found in zip(wanted, zip(*parts, strict=True), strict=True)}
 
-    def _question(self, question: Ids, cut: bool) -> Array:
-        asked, most = _ids(question), self.manifest["question_length"]
+    def _session(self, part: str) -> Any:
+        """Return what runs a part, opened when it is needed first: none holds weights that nobody asks for."""
+        if part not in self._sessions:
+            file = self.folder / f"{part}.onnx"
+            self._sessions[part] = open_session(file, threads=self._threads, in_turn=True)
+        return self._sessions[part]
+
+    def _ids(self, part: str, told: Told) -> Array:
+        return _ids(self.texts.ids(part, told) if isinstance(told, str) else told)
+
+    def _question(self, question: Told, cut: bool) -> Array:
+        asked, most = self._ids("question", question), self.manifest["question_length"]
         if len(asked) > most and not cut:
             raise GraftError(f"the question has {len(asked)} tokens, more than the {most} that the split was made for")
         return asked[:most]
 
-    def _joint(self, asked: Array, hidden: Array, told: Sequence[Array], longest: int) -> Array:
+    def _joint(
+        self, asked: Array, hidden: Array, told: Sequence[Array], longest: int, wanted: Sequence[str]
+    ) -> list[Array]:
         """Run the upper layers on one question and some passages."""
         most, names = self.manifest["question_length"], self.manifest["joint"]
         kept = self.store.get([_key(ids) for ids in told])
@@ -109,7 +143,7 @@ class Pipeline:
         given = {}
         for place, (inputs, states) in enumerate(sides.values()):
             given.update({both[place]: states if kind == "hidden" else inputs[kind] for kind, both in names.items()})
-        return np.asarray(self._run["joint"].run(self.manifest["outputs"][:1], given)[0])
+        return run(self._session("joint"), given, wanted)
 
     def _encode(self, part: str, several: Sequence[Array]) -> list[Array]:
         """Return the hidden state [t m] of each; those of one length are run together."""
@@ -118,7 +152,7 @@ class Pipeline:
             at = [n for n, ids in enumerate(several) if len(ids) == length]
             given = self._inputs(part, [several[n] for n in at], length)
             names = self.manifest["inputs"][part]
-            found.update(zip(at, self._run[part].run(None, {name: given[name] for name in names})[0], strict=True))
+            found.update(zip(at, run(self._session(part), {name: given[name] for name in names})[0], strict=True))
         return [found[n] for n in range(len(several))]
 
     def _inputs(self, part: str, several: Sequence[Array], length: int) -> dict[str, Array]:
@@ -147,7 +181,8 @@ def cache(
 
     Args:
         folder: what ``graft split`` wrote.
-        passages: a file with one passage a line: a JSON list of token ids, or an object with one called "ids".
+        passages: a file with one passage a line: a JSON list of token ids or an object with one called "ids"; or a
+            JSON string or an object with one called "text", if there is a tokenizer in the folder.
         store: the folder of the store.
         kind: "float16" or "int8".
         progress: called with (what, done, total) as the work goes on.
@@ -171,17 +206,18 @@ def cache(
     return CacheReport(store=str(store), kind=kind, passages=total, new=new, kept=kept, bytes=used)
 
 
-def _lines(file: Path) -> Iterator[Array]:
+def _lines(file: Path) -> Iterator[Told]:
     with file.open(encoding="utf-8") as stream:
         for n, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
-                yield _ids(entry["ids"] if isinstance(entry, dict) else entry)
-            except (ValueError, KeyError, TypeError, GraftError):
+                told: Any = entry.get("ids", entry.get("text")) if isinstance(entry, dict) else entry
+                yield told if isinstance(told, str) else _ids(told)
+            except (ValueError, TypeError, GraftError):
                 raise GraftError(
-                    f"{file}:{n}: is no JSON list of token ids, nor an object with one called ids"
+                    f"{file}:{n}: is no JSON list of token ids and no string, nor an object with one called ids or text"
                 ) from None
 
 

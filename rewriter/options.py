@@ -82,7 +82,10 @@ Decoder = Annotated[str, typer.Argument(metavar="DECODER.onnx", help="The file w
 WithPast = Annotated[str, typer.Argument(metavar="WITH_PAST.onnx", help="The file that takes keys and values back.")]
 SplitFolder = Annotated[str, typer.Argument(metavar="DIR", help="The folder that graft split wrote.")]
 Passages = Annotated[
-    str, typer.Argument(metavar="PASSAGES.jsonl", help="One passage a line: a JSON list of token ids.")
+    str,
+    typer.Argument(
+        metavar="PASSAGES.jsonl", help="One passage a line: a JSON list of token ids, or a text if DIR has a tokenizer."
+    ),
 ]
 StorePath = Annotated[str, typer.Option("--store", metavar="PATH", help="The store's folder, new or of this split.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="Keep hidden states in int8 instead of float16.")]

@@ -32,6 +32,7 @@ class Plan:
         outputs: new outputs by name.
         dropped: names of inputs and outputs that go.
         lengths: what gives the shape of tensors that go, by name, for nodes that read it.
+        gone: a node that nothing may read after the edit, or else nothing is saved; None: the site's.
     """
 
     values: Mapping[Any, Expr]
@@ -39,6 +40,7 @@ class Plan:
     outputs: Mapping[str, Expr] = field(default_factory=dict)
     dropped: Sequence[str] = ()
     lengths: Mapping[str, Expr] = field(default_factory=dict)
+    gone: Any = None
 
     def __str__(self) -> str:
         return "; ".join(f"{getattr(handle, 'name', handle)} := {text(expr)}" for handle, expr in self.values.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rewriter.hosts.onnx import OnnxGraphs
 from rewriter.hosts.onnx_sharing import save_sharing
 from rewriter.onnx_host import OnnxHost, OnnxLike
 from rewriter.report import SplitReport
+from rewriter.texts import TOKENIZER
 
 POSITIONS = ("keep", "restart")
 PARTS = ("question", "passage")
@@ -33,7 +35,8 @@ def split(
     """Split an encoder, so that passages can be encoded ahead (DeFormer, Cao 2020).
 
     Writes ``question.onnx``, ``passage.onnx`` and ``joint.onnx``, which share one file of weights, and
-    ``manifest.json``. The first two give the hidden state [b t m] after the lower layers; the last takes both.
+    ``manifest.json``; a ``tokenizer.json`` beside the model is copied. The first two give the hidden state [b t m]
+    after the lower layers; the last takes both.
 
     Args:
         model: an ONNX file or an ``onnx_ir.Model``.
@@ -53,19 +56,22 @@ def split(
     folder, host = files.free_folder(output), OnnxHost(model)
     made, facts = _parts(host, layers, question_length if positions == "keep" else 0)
     facts = {"layers": layers, "question_length": question_length, "positions": positions, **facts}
-    sizes = _write(folder, made, facts)
+    sizes = _write(folder, made, facts, host.file)
     return SplitReport(
         model=host.name, output=str(folder), layers=layers, question_length=question_length, positions=positions,
         files=sizes, bytes_per_token=facts["width"] * 4,
     )  # fmt: skip
 
 
-def _write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Any]) -> Mapping[str, int]:
-    """Write everything at once, and return the size of every file."""
+def _write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Any], source: Path | None) -> Mapping[str, int]:
+    """Write everything at once, the tokenizer beside the model too, and return the size of every file."""
+    tokenizer = None if source is None else source.with_name(TOKENIZER)
     with files.staging(folder) as staged:
         save_sharing(models, staged, WEIGHTS)
         manifest = json.dumps({"format": _FORMAT, "model": _hash(staged), **facts}, indent=2)
         (staged / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+        if tokenizer is not None and tokenizer.is_file():
+            shutil.copyfile(tokenizer, staged / TOKENIZER)
         return files.publish_folder(staged, folder)
 
 

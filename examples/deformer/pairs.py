@@ -90,22 +90,30 @@ class Layout:
         return ids, mask.long(), types
 
 
-def batches(asked: Sequence[Asked], layout: Layout, steps: int, size: int, seed: int) -> list[tuple[object, Tensor]]:
-    """Return batches of pairs with labels, half of them right ones (1)."""
-    draw, made = random.Random(seed), []
-    for _ in range(steps):
-        some = draw.sample(asked, size // 2)
-        right = [(x.question, x.passage) for x in some]
-        wrong = [(x.question, draw.choice(x.others)) for x in some]
-        made.append((layout.batch([*right, *wrong]), torch.tensor([1] * len(some) + [0] * len(some))))
-    return made
+def batches(
+    asked: Sequence[Asked], layout: Layout, steps: int, size: int, candidates: int, seed: int
+) -> list[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
+    """Return batches of some questions with candidates each, and the place of the right one, which is the first."""
+    draw = random.Random(seed)
+    chosen = [choices(asked, size, candidates, draw) for _ in range(steps)]
+    pairs = [[(question, passage) for question, some in one for passage in some] for one in chosen]
+    return [(layout.batch(some), torch.zeros(size, dtype=torch.long)) for some in pairs]
 
 
-def choices(asked: Sequence[Asked], count: int, candidates: int, seed: int) -> list[tuple[str, list[str]]]:
+def choices(asked: Sequence[Asked], count: int, candidates: int, draw: random.Random) -> list[tuple[str, list[str]]]:
     """Return some questions with candidates each, the right passage first, wrong ones of the same article if it has."""
-    draw, made = random.Random(seed), []
+    made = []
     for x in draw.sample(asked, min(count, len(asked))):
         near = draw.sample(x.others, min(candidates - 1, len(x.others)))
-        far = draw.sample([y.passage for y in asked if y.passage not in (x.passage, *x.others)], candidates)
-        made.append((x.question, [x.passage, *near, *far][:candidates]))
+        far = _strange(asked, {x.passage, *x.others}, candidates - 1 - len(near), draw)
+        made.append((x.question, [x.passage, *near, *far]))
     return made
+
+
+def _strange(asked: Sequence[Asked], known: set[str], count: int, draw: random.Random) -> list[str]:
+    """Return passages of other articles."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        passage = draw.choice(asked).passage
+        found.update({} if passage in known else {passage: None})
+    return list(found)

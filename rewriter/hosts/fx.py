@@ -242,10 +242,12 @@ def spelling(node: Node) -> tuple[str | None, bool]:
 def lasts(node: Node) -> bool:
     """Return whether a node stays in an edited graph though nothing reads it.
 
-    Asserts of the exporter, dropout that is switched off and writes that nothing else sees do not.
+    Asserts of the exporter, dropout that is switched off (torch holds attention too to be random) and writes that
+    nothing else sees do not.
     """
     name, writes = spelling(node)
     off = name == "dropout" and False in (*node.args[2:3], node.kwargs.get("train"))
+    off |= name == "scaled_dot_product_attention" and not any((*node.args[4:5], node.kwargs.get("dropout_p")))
     swept = name == "_assert_tensor_metadata" or off or (writes and _fresh(node.args[0], node, node))
     return (writes or bool(node.is_impure())) and not swept
 

@@ -27,7 +27,7 @@ def _linear(module: Any, fetch: Fetch, x: Expr) -> Any:
 def _norm(module: Any, fetch: Fetch, x: Expr) -> Any:
     bias = (fetch("bias"),) if isinstance(module, nn.LayerNorm) else ()
     name = "layer_norm" if bias else "rms_norm"
-    return READ[name](x, module.normalized_shape, fetch("weight"), *bias)
+    return READ[name](x, module.normalized_shape, fetch("weight"), *bias, eps=module.eps)
 
 
 def _convolution(module: Any, fetch: Fetch, x: Expr) -> Any:

@@ -42,23 +42,26 @@ SAME_SHAPE = frozenset((*OPS, "roll", "flip", "tril_", "dropout", "native_dropou
 )
 
 
-def _norm(op: str, x: Expr, normalized_shape: Sequence[Any], weight: Expr | None, bias: Expr | None) -> Expr:
+def _norm(
+    op: str, x: Expr, normalized_shape: Sequence[Any], weight: Expr | None, bias: Expr | None, eps: float | None
+) -> Expr:
     """Return a norm over the last axes; without weights it has those that change nothing, as ONNX writes it."""
     given = weight if weight is not None else const(np.ones([int(n) for n in normalized_shape], x.dtype or np.float32))
-    return Expr("opaque", (x, given, *([] if bias is None else [bias])), {"op": op}, x.shape, x.dtype)
+    attrs = {"op": op} if eps is None else {"op": op, "epsilon": eps}
+    return Expr("opaque", (x, given, *([] if bias is None else [bias])), attrs, x.shape, x.dtype)
 
 
 def _layer_norm(
-    x: Expr, normalized_shape: Sequence[Any], weight: Expr | None = None, bias: Expr | None = None, *rest: Any,
-    **options: Any,
+    x: Expr, normalized_shape: Sequence[Any], weight: Expr | None = None, bias: Expr | None = None, eps: float = 1e-5,
+    *rest: Any, **options: Any,
 ) -> Expr:  # fmt: skip
     """Read a layer norm."""
-    return _norm("LayerNormalization", x, normalized_shape, weight, bias)
+    return _norm("LayerNormalization", x, normalized_shape, weight, bias, eps)
 
 
 def _rms_norm(x: Expr, normalized_shape: Sequence[Any], weight: Expr | None = None, eps: float | None = None) -> Expr:
     """Read an RMS norm."""
-    return _norm("RMSNormalization", x, normalized_shape, weight, None)
+    return _norm("RMSNormalization", x, normalized_shape, weight, None, eps)
 
 
 def _convolution(

@@ -203,4 +203,5 @@ def _opaque(node: ir.Node, args: Sequence[Expr | None], value: ir.Value, index: 
     shape = onnx_opaque.opaque_shape(node, args, index)
     given = tuple(a for a in args if a is not None)
     dtype = element(value) or onnx_opaque.opaque_type(node, args, index)
-    return Expr("opaque", given, {"op": node.op_type, "why": why}, _refine(shape, value), dtype, None, value)
+    attrs = {"op": node.op_type, "why": why, **onnx_opaque.attributes(node)}
+    return Expr("opaque", given, attrs, _refine(shape, value), dtype, None, value)

@@ -53,8 +53,14 @@ SHAPE_OF_INPUT: dict[str, int] = {
     ),
     "GatherElements": 1,
 }
+_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _SUM = 3  # output of these that gives what was normed
 _SKIPS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+
+
+def attributes(node: ir.Node) -> dict[str, float]:
+    """Return what else is told of an opaque operator: how a norm keeps from dividing by zero."""
+    return {"epsilon": attr(node, "epsilon", 1e-5)} if node.op_type in _NORMS else {}
 
 
 def opaque_shape(node: ir.Node, args: Args, index: int) -> tuple[Dim, ...] | None:

@@ -259,4 +259,7 @@ def _chunks(several: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _padded(states: Sequence[Array], length: int) -> Array:
-    return np.stack([np.pad(x, ((0, length - len(x)), (0, 0))) for x in states])
+    out = np.zeros((len(states), length, states[0].shape[1]), states[0].dtype)
+    for row, state in zip(out, states, strict=True):
+        row[: len(state)] = state
+    return out

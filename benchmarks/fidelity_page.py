@@ -157,9 +157,7 @@ def plot(path: Path, panels: Sequence[Mapping[str, Any]]) -> str:
         if panel.get("logarithmic", True):
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
-        if panel.get("steep", False):
-            axis.set_yscale("log")
-        axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
+        axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"], yscale=panel.get("scale", "linear"))
         if panel.get("limit") is not None:
             axis.set_ylim(*panel["limit"])
         if len(panel["lines"]) > 1:

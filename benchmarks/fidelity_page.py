@@ -171,8 +171,7 @@ def sweep(name: str, x: str, by: str | None, *texts: str) -> Callable[[Mapping[s
     """Return the body of a section that sweeps k: what there is to say, a table and a panel per model."""
 
     def body(section: Mapping[str, Any], docs: Path) -> list[str]:
-        parts = list(texts)
-        panels = []
+        parts, panels = list(texts), []
         for model, rows in by_model(section["rows"]).items():
             labels = ["k", *([by] if by else [])]
             kinds = list(dict.fromkeys(row[by] for row in rows[1:])) if by else [None]

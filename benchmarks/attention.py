@@ -116,36 +116,31 @@ def golden(p: Problem, rows: Array, top_k: int) -> Array:
     return result
 
 
-def error_of(name: str, p: Problem, run: Run) -> float:
+def error_of(name: str, p: Problem, out: Any) -> float:
     """Largest absolute error on 16 rows of every head."""
     rows = np.unique(np.linspace(0, p.s - 1, 16).astype(int))
-    out = as_array(run())
-    got = (out if SYSTEMS[name].heads_first else split_heads(out, p.d))[0][:, rows]
-    return float(np.abs(got - golden(p, rows, p.top_k if SYSTEMS[name].top_k else 0)).max())
+    heads = as_array(out) if SYSTEMS[name].heads_first else split_heads(as_array(out), p.d)
+    return float(np.abs(heads[0][:, rows] - golden(p, rows, p.top_k if SYSTEMS[name].top_k else 0)).max())
 
 
-def proofs_of(run: Run) -> dict[str, int] | None:
-    """Tell how often 8-bit scores proved a selection in one run, in blocks of rows; None where none was tried."""
+def checked(name: str, p: Problem, run: Run) -> dict[str, Any]:
+    """Run once; return the error, and how often 8-bit scores proved a selection, in blocks of rows, if they did."""
     before = kernels.topk_proofs()
-    run()
-    found = {name: count - before[name] for name, count in kernels.topk_proofs().items()}
-    return found if found["blocks"] else None
+    out = run()
+    proofs = {key: count - before[key] for key, count in kernels.topk_proofs().items()}
+    return {"error": error_of(name, p, out)} | ({"proofs": proofs} if proofs["blocks"] else {})
 
 
 def measure(case: Case, threads: int, rounds: int, seconds: float) -> dict[str, Any]:
     """Time all systems of a case, round by round; as many rounds as fit the seconds, three at least."""
     p = case.problem
     runs = {name: SYSTEMS[name].start(p, threads, True) for name in case.systems if installed(SYSTEMS[name])}
-    errors = {name: error_of(name, p, run) for name, run in runs.items()}
     begin = time.perf_counter()
-    proofs = {name: proofs_of(run) for name, run in runs.items()}
+    rows = {name: checked(name, p, run) for name, run in runs.items()}
     fit = int(seconds / (time.perf_counter() - begin))
     times = in_turn(runs, max(3, min(rounds, fit)))
-    rows = {
-        name: {"ms": statistics.median(times[name]) * 1e3, "best_ms": min(times[name]) * 1e3, "error": errors[name]}
-        | ({"proofs": proofs[name]} if proofs[name] else {})
-        for name in runs
-    }
+    for name, row in rows.items():
+        row |= {"ms": statistics.median(times[name]) * 1e3, "best_ms": min(times[name]) * 1e3}
     goals = [reached(goal, times) for goal in case.goals]
     return {
         "problem": asdict(p),
@@ -194,7 +189,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
                 if "heads first" not in system:
                     lines.setdefault(system, []).append((case["problem"]["t"], row["ms"]))
         title = f"{threads} thread{'s' * (threads > 1)}"
-        panels.append({"title": title, "x": "tokens", "y": "milliseconds", "lines": lines, "steep": True})
+        panels.append({"title": title, "x": "tokens", "y": "milliseconds", "lines": lines, "scale": "log"})
     plot(path, panels)
 
 

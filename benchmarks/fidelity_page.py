@@ -157,9 +157,7 @@ def plot(path: Path, panels: Sequence[Mapping[str, Any]]) -> str:
         if panel.get("logarithmic", True):
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
-        if panel.get("steep", False):
-            axis.set_yscale("log")
-        axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"])
+        axis.set(title=panel["title"], xlabel=panel["x"], ylabel=panel["y"], yscale=panel.get("scale", "linear"))
         if panel.get("limit") is not None:
             axis.set_ylim(*panel["limit"])
         if len(panel["lines"]) > 1:
@@ -173,8 +171,7 @@ def sweep(name: str, x: str, by: str | None, *texts: str) -> Callable[[Mapping[s
     """Return the body of a section that sweeps k: what there is to say, a table and a panel per model."""
 
     def body(section: Mapping[str, Any], docs: Path) -> list[str]:
-        parts = list(texts)
-        panels = []
+        parts, panels = list(texts), []
         for model, rows in by_model(section["rows"]).items():
             labels = ["k", *([by] if by else [])]
             kinds = list(dict.fromkeys(row[by] for row in rows[1:])) if by else [None]

@@ -43,8 +43,13 @@ class Layer:
     presents: Sequence[str]
 
 
-def expanded(first: Reading, later: Reading) -> tuple[Mapping[str, Plan], Mapping[str, Plan], Kept]:
-    """Return the plans for the file without past and for that with past, by site, and the names of what is kept.
+Expanded = tuple[Mapping[str, Plan], Mapping[str, Plan], Kept, str | None]
+
+
+def expanded(first: Reading, later: Reading, force: bool) -> Expanded:
+    """Return the plans for the files without past and with, by site, what is kept, and where that loses.
+
+    ``force``: also where what is kept grows.
 
     Raises:
         GraftError: an attention cannot be expanded, or the files do not belong together.
@@ -55,9 +60,10 @@ def expanded(first: Reading, later: Reading) -> tuple[Mapping[str, Plan], Mappin
     plans: tuple[dict[str, Plan], dict[str, Plan]] = ({}, {})
     old: list[State] = []
     new: list[State] = []
+    crossing: list[tuple[AttentionSite, Layer]] = []
     for (one, site), (two, step) in zip(firsts.items(), laters.items(), strict=True):
         try:
-            layer = _layer(first.graphs, site)
+            layer = _layer(first.graphs, site, force)
             plan, before, after = _cross(later.graphs, step, layer) if layer.source else _own(later.graphs, step, layer)
         except Unreadable as stop:
             raise GraftError(f"{one} and {two} cannot be expanded: {stop.reason}") from None
@@ -68,19 +74,41 @@ def expanded(first: Reading, later: Reading) -> tuple[Mapping[str, Plan], Mappin
         )
         plans[1][two] = plan
         old, new = [*old, *before], [*new, *after]
-    return *plans, Kept(old=old, new=new)
+        crossing += [(site, layer)] if layer.source else []
+    return *plans, Kept(old=old, new=new), _loses(crossing)
+
+
+_CACHE = 32  # MiB, a usual last-level cache
+
+
+def _loses(crossing: Sequence[tuple[AttentionSite, Layer]]) -> str | None:
+    """Return where a step takes longer than before, None if that is not known."""
+    widths = [expand_query.kept(site) for site, _ in crossing]
+    d = crossing[0][0].head_width if crossing else None
+    m = crossing[0][1].keys.width if crossing else None
+    if not isinstance(d, int) or not isinstance(m, int) or not all(isinstance(x, int) for x in widths):
+        return None
+    bytes_ = 4 * sum(widths)
+    return (
+        f"attention to the source takes {m / d:.3g} times the arithmetic, and reads {4 * m:,} bytes for each source "
+        f"token and layer instead of keys and values of {bytes_:,} bytes for each token and beam of all layers: a step "
+        f"is slower than the original's until these are several times the processor's last-level cache ({_CACHE} MiB "
+        f"hold those of {_CACHE * 2**20 // bytes_:,} source tokens times beams times sentences); runs without past "
+        "always are"
+    )
 
 
 def _attention(reading: Reading) -> dict[str, AttentionSite]:
     return {name: site for name, site in reading.sites.items() if site.kind == "attention"}
 
 
-def _layer(graphs: Graphs, site: AttentionSite) -> Layer:
+def _layer(graphs: Graphs, site: AttentionSite, force: bool) -> Layer:
     reason = attention_call.why_not(site, {}) or expand_query.why_not_around(site)
     if reason is not None:
         raise Unreadable(reason, site.k.value)
     keys, values = memory.read(site, "k"), memory.read(site, "v")
-    reason = expand_query.why_not_memory(site, keys, values) or expand_query.why_not_smaller(site, keys)
+    reason = expand_query.why_not_memory(site, keys, values)
+    reason = reason or (None if force else expand_query.why_not_smaller(site, keys))
     hidden = expand_query.arranged(site, keys)
     if reason is not None or hidden is None:
         raise Unreadable(reason or "its hidden states are not [b t m]", site.k.value)

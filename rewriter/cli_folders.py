@@ -9,6 +9,7 @@ from rewriter.errors import DONE
 from rewriter.options import (
     Decoder,
     Folder,
+    Force,
     Inputs,
     Int8,
     Json,
@@ -63,6 +64,7 @@ def expand(
     decoder: Decoder,
     output: Folder,
     with_past: WithPast = None,
+    force: Force = False,
     inputs: Inputs = None,
     no_verify: NoVerify = False,
     json: Json = False,
@@ -76,7 +78,8 @@ def expand(
     """
     import rewriter
 
-    console.emit(rewriter.expand(decoder, with_past, output, verify=not no_verify, inputs=inputs), as_json=json)
+    report = rewriter.expand(decoder, with_past, output, verify=not no_verify, inputs=inputs, force=force)
+    console.emit(report, as_json=json)
     return DONE
 
 

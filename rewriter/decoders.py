@@ -31,8 +31,10 @@ def expand(
     decoder: PathLike,
     with_past: PathLike | None,
     output: PathLike,
+    *,
     verify: bool = True,
     inputs: PathLike | None = None,
+    force: bool = False,
 ) -> ExpandReport:
     """Rewrite a decoder so that it keeps hidden states instead of keys and values (EL-attention, Yan 2021).
 
@@ -45,17 +47,15 @@ def expand(
         output: the folder to write into, under the files' names, with ``manifest.json``.
         verify: decode several tokens with the original and the result, and compare.
         inputs: an .npz file of the first run's inputs, to verify on instead of made-up ones.
+        force: also where hidden states are wider than keys and values.
 
     Raises:
         VerificationError: the result does not give the original's numbers; no output is left.
         GraftError: a file cannot be opened, an attention cannot be expanded, or the folder is not empty.
     """
     folder, sources = files.free_folder(output), [Path(file) for file in (decoder, with_past) if file is not None]
-    names = [file.name for file in sources]
-    if len(set(names)) < len(names):
-        raise GraftError(f"both files are called {names[0]}, and one folder cannot hold both")
-    originals = [files.open_model(file) for file in sources]
-    made = _made(originals)
+    names, originals = _names(sources), [files.open_model(file) for file in sources]
+    made = _made(originals, force)
     old, new = _signatures(names, originals), _signatures(names, made.models)
     with files.staging(folder) as staged:
         results = [files.save_into(model, staged, name) for model, name in zip(made.models, names, strict=True)]
@@ -65,30 +65,33 @@ def expand(
         sizes = files.publish_folder(staged, folder)
     return ExpandReport(
         decoder=str(decoder), with_past=None if with_past is None else str(with_past), output=str(folder),
-        attentions=made.attentions, old=old, new=new, files=sizes, error=error,
+        attentions=made.attentions, old=old, new=new, files=sizes, error=error, caution=made.caution,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Made:
-    """The models to write, what they keep, how many attentions were expanded, and the inputs without past."""
+    """The models to write, what they keep, attentions that were expanded, inputs without past, and where it loses."""
 
     models: Sequence[Any]
     kept: Kept
     attentions: int
     signature: Signature
+    caution: str | None
 
 
-def _made(originals: Sequence[Any]) -> _Made:
+def _made(originals: Sequence[Any], force: bool) -> _Made:
     """Return what becomes of two models, or of one that is both; the originals stay as they are."""
     switch = onnx_merged.switch(originals[0]) if len(originals) == 1 else None
     hosts = [OnnxHost(model) for model in (originals if switch is None else onnx_merged.split(originals[0]))]
     first, later = (host.read() for host in hosts)
     signature = Signature(first.graphs)
-    *plans, kept = registry.decoders()[0](first, later)
+    *plans, kept, caution = registry.decoders()[0](first, later, force)
     one, two = (host.lower(*both) for host, *both in zip(hosts, (first, later), plans, strict=True))
     models = [one, two] if switch is None else [onnx_merged.merge(one, two, switch)]
-    return _Made(models=models, kept=replace(kept, switch=switch), attentions=len(plans[0]), signature=signature)
+    return _Made(
+        models=models, kept=replace(kept, switch=switch), attentions=len(plans[0]), signature=signature, caution=caution
+    )
 
 
 def states(folder: PathLike) -> Kept:
@@ -105,6 +108,14 @@ def states(folder: PathLike) -> Kept:
         return Kept(old=old, new=new, switch=kept["switch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GraftError(f"{path}: is no manifest of an expanded decoder") from error
+
+
+def _names(sources: Sequence[Path]) -> Sequence[str]:
+    """Return the names of the files, which one folder can hold."""
+    names = [file.name for file in sources]
+    if len(set(names)) < len(names):
+        raise GraftError(f"both files are called {names[0]}, and one folder cannot hold both")
+    return names
 
 
 def _describe(folder: Path, names: Sequence[str], kept: Kept, old: Named, new: Named) -> None:

@@ -90,6 +90,7 @@ Passages = Annotated[
     ),
 ]
 StorePath = Annotated[str, typer.Option("--store", metavar="PATH", help="The store's folder, new or of this split.")]
+Force = Annotated[bool, typer.Option(help="Also where hidden states are wider than keys and values.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="Keep hidden states in int8 instead of float16.")]
 RuleName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One rule in full.")]
 OpName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One operation in full.")]

@@ -36,8 +36,8 @@ def assemblers() -> Sequence[Callable[[Any, Sequence[Any]], Iterator[Any]]]:
     return [assembler for module in _modules() for assembler in getattr(module, "ASSEMBLERS", ())]
 
 
-def decoders() -> Sequence[Callable[[Any, Any], Any]]:
-    """Return what changes decoders: functions from readings of its two files to plans for both."""
+def decoders() -> Sequence[Callable[[Any, Any, bool], Any]]:
+    """Return what changes decoders: functions from readings of its two files, and force, to plans for both."""
     return [change for module in _modules() for change in getattr(module, "DECODERS", ())]
 
 

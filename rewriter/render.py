@@ -242,6 +242,7 @@ def _expand(report: ExpandReport) -> Iterable[RenderableType]:
     proof = "" if report.error is None else f"; over several steps outputs are at most {_error(report.error)} apart"
     sources = ", ".join(filter(None, (report.decoder, report.with_past)))
     yield f"{sources}: {counted(report.attentions, 'attention')} expanded{proof}"
+    yield from (f"  {line}" for line in (report.caution,) if line)
     for file, old in report.old.items():
         new = report.new[file]
         rows = (

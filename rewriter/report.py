@@ -267,6 +267,7 @@ class ExpandReport(Report):
     new: Mapping[str, Mapping[str, Mapping[str, str]]]
     files: Mapping[str, int]  # size in bytes, by name
     error: float | None  # largest relative L2 error of an output over several steps; None: not verified
+    caution: str | None  # where it takes longer than the original; None: not known
 
 
 @dataclass(frozen=True, kw_only=True)

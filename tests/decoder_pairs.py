@@ -16,25 +16,26 @@ LAYERS, WIDTH, SOURCE = 2, 64, 11
 PARTS = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
 
 
-def model_of(name: str) -> Any:
-    """Return the model of a family."""
+def model_of(name: str, **other: Any) -> Any:
+    """Return the model of a family; ``other``: what its configuration is to say instead."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     family = next(f for f in FAMILIES if f.name == name)
     cls = getattr(transformers, family.model.replace("Model", "ForConditionalGeneration"))
-    model = cls._from_config(cls.config_class(**family.config), attn_implementation="sdpa").eval()
+    model = cls._from_config(cls.config_class(**{**family.config, **other}), attn_implementation="sdpa").eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
     return model
 
 
-def exported_pair(model: Any, folder: Path) -> tuple[Path, Path]:
+def exported_pair(model: Any, folder: Path, exporter: str = "torchscript") -> tuple[Path, Path]:
     """Write `decoder_model.onnx` and `decoder_with_past_model.onnx` of an encoder-decoder, and return them."""
     import torch
 
+    export = {"torchscript": _export, "dynamo": _export_dynamo}[exporter]
     files = (folder / "decoder_model.onnx", folder / "decoder_with_past_model.onnx")
     masked, width = model.config.model_type != "whisper", model.config.d_model
     ids, hidden = torch.randint(3, 90, (2, 5)), torch.randn(2, SOURCE, width)
@@ -42,10 +43,10 @@ def exported_pair(model: Any, folder: Path) -> tuple[Path, Path]:
     names = ["input_ids", "encoder_hidden_states", *(["encoder_attention_mask"] if masked else [])]
     caches = _plain(model)(ids, hidden, *mask)[1:]
     kept = [f"{i}.{part}" for i in range(len(caches) // len(PARTS)) for part in PARTS]
-    _export(_plain(model), (ids, hidden, *mask), names, [f"present.{x}" for x in kept], files[0])
+    export(_plain(model), (ids, hidden, *mask), names, [f"present.{x}" for x in kept], files[0])
     names = ["input_ids", *names[2:], *(f"past_key_values.{x}" for x in kept)]
     own = [f"present.{x}" for x in kept if "decoder" in x]
-    _export(_stepping(model, masked), (ids[:, :1], *mask, *caches), names, own, files[1])
+    export(_stepping(model, masked), (ids[:, :1], *mask, *caches), names, own, files[1])
     return files
 
 
@@ -146,6 +147,27 @@ def _export(module: Any, values: tuple[Any, ...], names: Sequence[str], presents
         torch.onnx.export(
             module, values, str(path), input_names=list(names), output_names=["logits", *presents], opset_version=17,
             dynamo=False, dynamic_axes={**axes, "logits": {0: "batch_size", 1: "decoder_sequence_length"}},
+        )  # fmt: skip
+
+
+def _export_dynamo(
+    module: Any, values: tuple[Any, ...], names: Sequence[str], presents: Sequence[str], path: Path
+) -> None:
+    import torch
+
+    past = any("past" in name for name in names)
+    free = {
+        word: torch.export.Dim(word.replace(" + 1", ""), max=512) for name in names for word in _axes(name).values()
+    }
+    axes = [{i: free[word] for i, word in _axes(name).items()} for name in names]
+    if past:
+        del axes[0][1]  # one token at a time
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, values, str(path), input_names=list(names), output_names=["logits", *presents], opset_version=18,
+            dynamo=True, dynamic_shapes=(axes[0], tuple(axes[1:])) if past else tuple(axes), external_data=False,
+            verbose=False,
         )  # fmt: skip
 
 

@@ -27,9 +27,9 @@ from rewriter.report import ExpandReport
 from rewriter.stepping import Decoder
 
 FAMILIES = ("t5", "bart", "whisper")
-CASES = (*FAMILIES, *(f"{name} merged" for name in FAMILIES))
+CASES = (*FAMILIES, *(f"{name} merged" for name in FAMILIES), "bart dynamo")
 Made = tuple[Sequence[Path], ExpandReport]
-Pairs = Callable[[str], tuple[Path, Path]]
+Pairs = Callable[..., tuple[Path, Path]]
 _SCRIPT = importlib.util.spec_from_file_location(
     "generate", Path(__file__).parent.parent / "examples" / "generate.py"
 )  # the loop that users read is the loop that is tested
@@ -44,10 +44,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     """Export a family once, and write the file that is both beside the two."""
 
     @functools.cache
-    def pair(name: str) -> tuple[Path, Path]:
+    def pair(name: str, exporter: str = "torchscript") -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp(name)
         (folder / "config.json").write_text('{"num_beams": 4}', encoding="utf-8")
-        return exported_pair(model_of(name), folder)
+        return exported_pair(model_of(name), folder, exporter)
 
     return pair
 
@@ -55,9 +55,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 @pytest.fixture(scope="module", params=CASES)
 def made(request: pytest.FixtureRequest, pairs: Pairs) -> Made:
     name, _, form = request.param.partition(" ")
-    pair = pairs(name)
+    pair = pairs(name, "dynamo" if form == "dynamo" else "torchscript")
     folder = pair[0].parent
-    if not form:
+    if form != "merged":
         return pair, rewriter.expand(*pair, folder / "expanded")
     both = merged(pair, folder / "decoder_model_merged.onnx")
     return [both], rewriter.expand(both, None, folder / "expanded_merged")
@@ -141,6 +141,27 @@ def test_two_files_of_one_name(pairs: Pairs, tmp_path: Path) -> None:
     shutil.copy(later, tmp_path / first.name)
     with pytest.raises(GraftError, match=r"both files are called decoder_model\.onnx"):
         rewriter.expand(first, tmp_path / first.name, tmp_path / "expanded")
+
+
+def test_what_would_grow_is_declined_unless_forced(tmp_path: Path) -> None:
+    """Four heads of four channels: keys and values are 32 numbers for each token, hidden states 64."""
+    pair = exported_pair(model_of("t5", d_kv=4), tmp_path)
+    with pytest.raises(
+        GraftError, match=r"values are 32 numbers for each token and hidden states are 64: what is kept"
+    ):
+        rewriter.expand(*pair, tmp_path / "expanded")
+    report = rewriter.expand(*pair, tmp_path / "expanded", force=True)
+    assert report.error is not None
+    assert report.error < 1e-5
+
+
+def test_it_says_where_it_loses(made: Made) -> None:
+    """Two layers keep 2·64 numbers each, of 4 bytes; sums are over 64 numbers instead of 16."""
+    caution = made[1].caution
+    assert caution is not None
+    assert "takes 4 times the arithmetic" in caution
+    assert "keys and values of 1,024 bytes for each token and beam of all layers" in caution
+    assert "32 MiB hold those of 32,768 source tokens times beams times sentences" in caution
 
 
 def test_files_in_the_wrong_order(pairs: Pairs, tmp_path: Path) -> None:

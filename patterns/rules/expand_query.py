@@ -57,13 +57,18 @@ def why_not_memory(site: AttentionSite, keys: Memory, values: Memory) -> str | N
 
 def why_not_smaller(site: AttentionSite, keys: Memory) -> str | None:
     """Return why hidden states would take more memory than keys and values."""
-    kept = site.kv_heads * _number(site.head_width) + site.kv_heads * _number(site.value_width)
-    if not isinstance(kept, int) or not isinstance(keys.width, int) or kept >= keys.width:
+    numbers = kept(site)
+    if not isinstance(numbers, int) or not isinstance(keys.width, int) or numbers >= keys.width:
         return None
     return (
-        f"its keys and values are {kept} numbers for each token and hidden states are {keys.width}: what is kept would "
-        "grow; option force=yes takes it all the same"
+        f"its keys and values are {numbers} numbers for each token and hidden states are {keys.width}: what is kept "
+        "would grow; force takes it all the same (force=yes, or graft expand --force)"
     )
+
+
+def kept(site: AttentionSite) -> Dim:
+    """Return how many numbers keys and values are for each token."""
+    return site.kv_heads * _number(site.head_width) + site.kv_heads * _number(site.value_width)
 
 
 def _number(width: Dim | None) -> Dim:

@@ -6,7 +6,7 @@ process; times are medians of rounds, and a ratio is the median of each round's 
 beyond what lay there before, output included, in a process per system, arena off. Errors are against fp64 on sampled
 rows; --errors compares top-k with exact top-k on made and on captured data.
 
-    pip install "attn-graft[bench]"
+    pip install "attn-graft[bench,peers]"
     python benchmarks/attention.py --case open-1024 open-4096 --threads 1
 
 What is not measured now stays as it is in benchmarks/results/attention.json, from which docs/attention.svg is drawn.

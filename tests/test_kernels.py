@@ -329,7 +329,9 @@ def test_error_against_fp64(isa: str, dtype: str, name: str) -> None:
     plain = attention(sample, np.float32)[0].astype(out.dtype).astype(np.float64)
     error = np.abs(out.astype(np.float64) - golden).max()
     # The floor is one unit in the last place of the largest value of v: outputs are means of such values.
+    # A remainder's mean is a sum of up to 64 values first, whose weights were a sum too, and each step rounds.
     floor = float(np.finfo(np.float32).eps) * np.abs(sample["v"].astype(np.float64)).max(initial=0)
+    floor *= 4 if sample.get("remainder", "none") != "none" else 1
     assert error <= 2 * np.abs(plain - golden).max() + floor
 
 

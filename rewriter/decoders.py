@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,7 +60,7 @@ def expand(
         results = [files.save_into(model, staged, name) for model, name in zip(made.models, names, strict=True)]
         error = _verified(sources, results, made, inputs) if verify else None
         _describe(staged, names, made.kept, old, new)
-        _copy(sources[0].parent, staged)
+        files.copy_beside(sources[0], _BESIDE, staged)
         sizes = files.publish_folder(staged, folder)
     return ExpandReport(
         decoder=str(decoder), with_past=None if with_past is None else str(with_past), output=str(folder),
@@ -122,12 +121,6 @@ def _describe(folder: Path, names: Sequence[str], kept: Kept, old: Named, new: N
     """Write what whoever runs the files must know."""
     facts = {"format": _FORMAT, "files": names, "kept": asdict(kept), "signatures": {"old": old, "new": new}}
     (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy(source: Path, folder: Path) -> None:
-    for file in (source / name for name in _BESIDE):
-        if file.is_file():
-            shutil.copy(file, folder / file.name)
 
 
 def _signatures(names: Sequence[str], models: Sequence[Any]) -> Named:

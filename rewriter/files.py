@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -103,6 +103,13 @@ def free_folder(output: str | os.PathLike[str]) -> Path:
     if not path.absolute().parent.is_dir():
         raise GraftError(f"{path}: the folder {path.parent} does not exist")
     return path
+
+
+def copy_beside(model: Path, names: Iterable[str], folder: Path) -> None:
+    """Copy those of some files that lie beside a model into a folder."""
+    for file in map(model.with_name, names):
+        if file.is_file():
+            shutil.copy(file, folder / file.name)
 
 
 def publish_folder(staged: Path, folder: Path) -> Mapping[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,13 +64,12 @@ def split(
 
 def _write(folder: Path, models: Mapping[str, Any], facts: Mapping[str, Any], source: Path | None) -> Mapping[str, int]:
     """Write everything at once, the tokenizer beside the model too, and return the size of every file."""
-    tokenizer = None if source is None else source.with_name(TOKENIZER)
     with files.staging(folder) as staged:
         save_sharing(models, staged, WEIGHTS)
         manifest = json.dumps({"format": _FORMAT, "model": _hash(staged), **facts}, indent=2)
         (staged / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-        if tokenizer is not None and tokenizer.is_file():
-            shutil.copyfile(tokenizer, staged / TOKENIZER)
+        if source is not None:
+            files.copy_beside(source, [TOKENIZER], staged)
         return files.publish_folder(staged, folder)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime_ops.abi import MAX_RANK, LibraryError, Tensor, TopKAttention
-from runtime_ops.library import find_library
+from runtime_ops.library import find_library, open_library
 from runtime_ops.ops.remainder import NONE, REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY, ZERO
 
@@ -60,10 +60,7 @@ def load() -> ctypes.CDLL:
 
 @functools.cache
 def _load(path: Path) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise LibraryError(f"{path} cannot be loaded: {error}") from error
+    library = open_library(path)
     found = library.graft_cuda_abi_version()
     if found != CUDA_ABI_VERSION:
         raise LibraryError(f"{path} has CUDA ABI version {found}, this package needs {CUDA_ABI_VERSION}.")

@@ -31,6 +31,18 @@ def find_library(variable: str, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def open_library(path: Path) -> ctypes.CDLL:
+    """Open a library file.
+
+    Raises:
+        LibraryError: the system does not load it.
+    """
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise LibraryError(f"{path} cannot be loaded: {error}") from error
+
+
 def load() -> ctypes.CDLL:
     """Load the kernel library, checked to be the one that belongs to this package."""
     path = library_path()
@@ -45,10 +57,7 @@ def load() -> ctypes.CDLL:
 
 @functools.cache
 def _load(path: Path) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise LibraryError(f"{path} cannot be loaded: {error}") from error
+    library = open_library(path)
     if not hasattr(library, "graft_abi_version"):
         raise LibraryError(f"{path} is no graft kernel library: it has no graft_abi_version")
     for name in ("graft_version", "graft_list_kernels"):

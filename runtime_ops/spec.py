@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,6 +201,12 @@ class OpSpec:
         result = heads_first(self.reference(first, values), OUT, values)
         assert result is not None  # there is one for every call
         return result
+
+
+def wrong_word(attrs: Mapping[str, Any], name: str, words: Iterable[str]) -> str | None:
+    """Return what is wrong with an attribute that must be one of some words, or None."""
+    allowed = list(words)
+    return None if attrs[name] in allowed else f"{name} is {attrs[name]}; it must be one of {', '.join(allowed)}"
 
 
 def turned(attrs: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep import SLOW
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "families.json"
 # inductor would start a compiler process for every core, beside each worker of the tests; read when torch is imported
@@ -20,7 +21,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the counts that the tests of families recorded; the sweep also writes those of ONNX files to a file."""
     _section(terminalreporter, "torch family", "blocks found in model families as torch graphs")
     rows = _section(terminalreporter, "family", "blocks found in model families")
-    if rows and os.environ.get("GRAFT_SWEEP"):
+    if rows and SLOW:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

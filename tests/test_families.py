@@ -6,7 +6,6 @@ cannot write, or writes so that ONNX Runtime does not run it, is skipped with th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,13 +17,13 @@ from exports import SIZES, Arg, Exported, Sizes, exported, feeds, folder
 from families import BESIDE, DECLINED, QUICK, SWEEP, UNREAD, Case
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, RuntimeException
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotImplementedInRuntime
+from sweep import SLOW
 
 import rewriter
 from rewriter.report import ShowReport
 
 TOLERANCE = 1e-4
 RULE = "exact-attention"
-SLOW = bool(os.environ.get("GRAFT_SWEEP"))
 Record = Callable[[str, object], None]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import pytest
+from sweep import SLOW
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -44,7 +44,7 @@ def test_smallest_k(perplexities: tuple[float, ...], k: int | None) -> None:
 
 
 @pytest.mark.models
-@pytest.mark.skipif(not os.environ.get("GRAFT_SWEEP"), reason="takes a minute or two: GRAFT_SWEEP=1 runs it")
+@pytest.mark.skipif(not SLOW, reason="takes a minute or two: GRAFT_SWEEP=1 runs it")
 def test_measuring(tmp_path: Path) -> None:
     """MiniLM on a few texts: with every neuron it is the original, with few it is not, and the script can tell."""
     for package in ("torch", "transformers"):

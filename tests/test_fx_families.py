@@ -6,7 +6,6 @@ export is skipped with the error, and counted; what only its ONNX exporter canno
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,13 +19,13 @@ pytest.importorskip("transformers", reason="families are made by transformers")
 from exports import TRACED, Arg, exported, feeds, folder, module_of  # noqa: E402
 from families import EXPORTERS, FAMILIES, Case  # noqa: E402
 from same_sites import check_sites, leaves, sites  # noqa: E402
+from sweep import SLOW  # noqa: E402
 from test_families import check_found  # noqa: E402
 
 import rewriter  # noqa: E402
 from rewriter.host import open_host  # noqa: E402
 from rewriter.reading import Reading  # noqa: E402
 
-SLOW = bool(os.environ.get("GRAFT_SWEEP"))
 DYNAMO = next(exporter for exporter in EXPORTERS if exporter.name == "dynamo" and exporter.opset == 20)
 # In both implementations, where there are two; and in the first.
 BOTH = ("bert", "gpt2", "llama-past", "t5", "vit", "gemma2")

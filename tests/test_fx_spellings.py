@@ -6,7 +6,6 @@ write them to ONNX as well. A row of fused nodes is written as its twin in plain
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from blocks import BLOCKS, DECLINED, MODEL, close, first
 from fp64 import run_fp64
 from sketch import Dims, Input, Sketch, feeds
 from spellings import SPELLINGS, Spelling
+from sweep import SLOW
 from test_feed_forward import ACTIVATIONS
 from test_feed_forward import DIMS as FEED_FORWARD_DIMS
 
@@ -34,7 +34,6 @@ import rewriter  # noqa: E402
 from rewriter.host import open_host  # noqa: E402
 from runtime_ops import to_torch  # noqa: E402
 
-SLOW = bool(os.environ.get("GRAFT_SWEEP"))
 # what a module is traced at; two axes of one length have one letter
 LENGTHS = {"b": 4, "s": 14, "t": 5, "p": 9, "p+s": 23, "heads": 3, "u": 3, "c": 5}
 TOLERANCE = {"float32": 1e-5, "float16": 4 * 2.0**-11, "bfloat16": 4 * 2.0**-8}

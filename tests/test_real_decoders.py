@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ pytest.importorskip("transformers", reason="decoders are made by transformers")
 import real_decoders
 from decoder_pairs import exported_pair, merged
 from real_decoders import Arrays
-from test_decoders import generate
+from sweep import SLOW
+from test_decoders import decoders, generate
 
 import rewriter
-from rewriter.decoders import states
 from rewriter.stepping import Decoder
 
 pytestmark = pytest.mark.models
@@ -43,7 +42,7 @@ REAL = {
     "whisper": Real(model=real_decoders.whisper, source=real_decoders.whisper_source, start=50257, layers=4),
 }
 # merged files are compared on random models in the quick tests
-FORMS = (*REAL, "flan-t5 merged") if os.environ.get("GRAFT_SWEEP") else tuple(REAL)
+FORMS = (*REAL, "flan-t5 merged") if SLOW else tuple(REAL)
 Both = tuple[Decoder, Decoder, Arrays]
 
 
@@ -61,8 +60,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     assert report.attentions == 2 * row.layers
     assert report.error is not None
     assert report.error <= TOLERANCE
-    kept, new = states(report.output), [Path(report.output) / file.name for file in files]
-    return Decoder(files, kept.old, kept.switch, ours=False), Decoder(new, kept.new, kept.switch), feeds
+    return *decoders((files, report)), feeds
 
 
 @pytest.mark.parametrize("beams", [1, 4])

@@ -6,7 +6,6 @@ The sweep fills it with 10,000 passages of 64 tokens.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import TEXT
+from sweep import SLOW
 from test_encoder import DYNAMO, export
 
 import rewriter
@@ -27,7 +27,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 pytest.importorskip("lmdb")
 
-COUNT = 10_000 if os.environ.get("GRAFT_SWEEP") else 2_000
+COUNT = 10_000 if SLOW else 2_000
 TOKENS, WIDTH = 64, 256
 CONFIG = {
     **TEXT,

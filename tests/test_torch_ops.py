@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweep import SLOW
 from test_ops import SAMPLES, allowed, exchanged, present
 from test_words import CALLS, CUBE, TENSORS, X
 
@@ -22,7 +22,7 @@ from runtime_ops.spec import OpSpec, Sample
 from runtime_ops.words import WORDS, const, make, symbol
 
 IDS = [sample.id for _, sample in SAMPLES]
-CHECKED = SAMPLES if os.environ.get("GRAFT_SWEEP") else SAMPLES[::3]  # opcheck is slow; `make sweep` takes them all
+CHECKED = SAMPLES if SLOW else SAMPLES[::3]  # opcheck is slow; `make sweep` takes them all
 KINDS = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": to_torch.ml_dtypes.bfloat16}
 FLOATING = [word for word, (arrays, _, _) in CALLS.items() if arrays[0].dtype == np.float32]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sweep import SLOW
 from test_ops import SAMPLES
 
 from runtime_ops import to_torch, torch_chunks, torch_feed_forward, torch_ops
@@ -37,7 +37,6 @@ def moving(spec: OpSpec, sample: Sample, kind: Any) -> list[Any]:
 
 
 TOLERANCE = {torch.float64: 3e-7, torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-SLOW = bool(os.environ.get("GRAFT_SWEEP"))
 KINDS = tuple(TOLERANCE) if SLOW else (torch.float32, torch.bfloat16)  # `make sweep` takes all of them
 
 

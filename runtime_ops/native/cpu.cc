@@ -11,6 +11,7 @@ namespace graft {
 namespace {
 
 constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "neon"};
+constexpr int kCount = sizeof kNames / sizeof *kNames;
 
 #if defined(__x86_64__)
 // Register state that the operating system saves: without it a vector instruction traps even if cpuid lists it.
@@ -51,7 +52,7 @@ Isa detected_isa() {
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 bool parse_isa(const char* name, Isa* isa) {
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     if (strcmp(name, kNames[i]) != 0) continue;
     *isa = static_cast<Isa>(i);
     return true;
@@ -59,6 +60,10 @@ bool parse_isa(const char* name, Isa* isa) {
   return false;
 }
 
-const char* isa_names() { return "scalar, avx2, avx512, avx512vnni, avx512bf16, neon"; }
+std::string isa_names() {
+  std::string all = kNames[0];
+  for (int i = 1; i < kCount; ++i) all += std::string(", ") + kNames[i];
+  return all;
+}
 
 }  // namespace graft

@@ -2,6 +2,8 @@
 #ifndef GRAFT_CPU_H_
 #define GRAFT_CPU_H_
 
+#include <string>
+
 namespace graft {
 
 // In rising order: on its processors, every level includes those before it.
@@ -10,7 +12,7 @@ enum class Isa { scalar, avx2, avx512, avx512vnni, avx512bf16, neon };
 Isa detected_isa();
 const char* isa_name(Isa isa);
 bool parse_isa(const char* name, Isa* isa);  // false: no such name
-const char* isa_names();                     // for messages
+std::string isa_names();                     // for messages
 
 }  // namespace graft
 

@@ -37,6 +37,11 @@ std::string find_word(const char* attribute, const char* word, const char* const
   return refuse(attribute, word == nullptr ? "nothing" : word, allowed);
 }
 
+inline std::string check_no_key(int32_t no_key) {
+  if (no_key == GRAFT_NO_KEY_ZERO || no_key == GRAFT_NO_KEY_MEAN) return "";
+  return refuse("no_key", std::to_string(no_key), "0 (zero) or 1 (mean)");
+}
+
 }  // namespace graft
 
 #endif  // GRAFT_REFUSAL_H_

@@ -17,8 +17,8 @@ import numpy as np
 from runtime_ops.ops.combiner_grid import FACTORISATIONS, Grid, combine, longer, number, swap
 from runtime_ops.ops.combiner_levels import logsparse
 from runtime_ops.ops.pieces import ceiling, count
-from runtime_ops.ops.topk_attention import MEAN, NO_KEY_ATTRIBUTE, wrong_no_key
-from runtime_ops.spec import TOKENS_FIRST, Attribute, Input, OpSpec, Sample
+from runtime_ops.ops.topk_attention import MEAN, NO_KEY, NO_KEY_ATTRIBUTE
+from runtime_ops.spec import TOKENS_FIRST, Attribute, Input, OpSpec, Sample, wrong_word
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 MIXTURE = ("fixed", "axial-vertical")  # the paper averages factorisations and finds two enough
@@ -110,14 +110,15 @@ def _rows(x: Expr, n: Expr, m: Expr) -> Expr:
 
 def check(attrs: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the attribute values, or None."""
-    for name, allowed in (("variant", VARIANTS), ("pooling", POOLINGS), ("region_logit", REGION_LOGITS)):
-        if attrs[name] not in allowed:
-            return f"{name} is {attrs[name]}; it must be one of {', '.join(allowed)}"
+    words = {"variant": VARIANTS, "pooling": POOLINGS, "region_logit": REGION_LOGITS}
+    wrong = next(filter(None, (wrong_word(attrs, name, allowed) for name, allowed in words.items())), None)
+    if wrong:
+        return wrong
     if attrs["span"] < 0:
         return f"span is {attrs['span']}; it must be 0 (chosen by length) or more"
     if attrs["causal"] not in (0, 1):
         return f"causal is {attrs['causal']}; it must be 0 or 1"
-    return wrong_no_key(attrs)
+    return wrong_word(attrs, "no_key", NO_KEY)
 
 
 def _sample(id: str, seed: int, *, b: int = 2, t: int = 13, h: int = 4, g: int = 2, d: int = 8, e: int = 8,

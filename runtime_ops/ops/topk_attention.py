@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime_ops.ops.pieces import count, grouped, hide, level, scores, weights
 from runtime_ops.ops.remainder import NONE, REMAINDERS, spread
-from runtime_ops.spec import TOKENS_FIRST, Attribute, Input, OpSpec, Sample
+from runtime_ops.spec import TOKENS_FIRST, Attribute, Input, OpSpec, Sample, wrong_word
 from runtime_ops.words import Expr, const, dim, make, reshape
 
 ZERO, MEAN = NO_KEY = ("zero", "mean")  # what a query gets that sees no key
@@ -91,21 +91,12 @@ def check_choosing(attrs: Mapping[str, Any]) -> str | None:
         return f"window is {attrs['window']}; it must be 0 (none) or more"
     if attrs["softcap"] < 0:
         return f"softcap is {attrs['softcap']}; it must be 0 (none) or more"
-    return wrong_no_key(attrs)
-
-
-def wrong_no_key(attrs: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with ``NO_KEY_ATTRIBUTE``, or None."""
-    if attrs["no_key"] in NO_KEY:
-        return None
-    return f"no_key is {attrs['no_key']}; it must be one of {', '.join(NO_KEY)}"
+    return wrong_word(attrs, "no_key", NO_KEY)
 
 
 def check(attrs: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the attribute values, or None."""
-    if attrs["remainder"] not in REMAINDERS:
-        return f"remainder is {attrs['remainder']}; it must be one of {', '.join(REMAINDERS)}"
-    return check_choosing(attrs)
+    return wrong_word(attrs, "remainder", REMAINDERS) or check_choosing(attrs)
 
 
 def _sample(id: str, seed: int, *, b: int = 2, s: int = 5, t: int = 7, h: int = 4, g: int = 4, d: int = 16, e: int = 16,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from runtime_ops.activations import ACTIVATIONS
-from runtime_ops.spec import Attribute, Input, OpSpec, Sample
+from runtime_ops.spec import Attribute, Input, OpSpec, Sample, wrong_word
 from runtime_ops.words import Expr, const, dim, make
 
 SELECTIONS = ("preactivation", "magnitude", "contribution")
@@ -62,11 +62,7 @@ def check(attrs: Mapping[str, Any]) -> str | None:
         return f"k is {attrs['k']}; it must be 0 (all neurons) or more"
     if attrs["chunk"] < 0:
         return f"chunk is {attrs['chunk']}; it must be 0 (the library's choice) or more"
-    if attrs["activation"] not in ACTIVATIONS:
-        return f"activation is {attrs['activation']}; it must be one of {', '.join(ACTIVATIONS)}"
-    if attrs["select_by"] not in SELECTIONS:
-        return f"select_by is {attrs['select_by']}; it must be one of {', '.join(SELECTIONS)}"
-    return None
+    return wrong_word(attrs, "activation", ACTIVATIONS) or wrong_word(attrs, "select_by", SELECTIONS)
 
 
 def _sample(id: str, seed: int, *, lead: tuple[int, ...] = (2, 5), m: int = 16, f: int = 24, e: int | None = None,

@@ -41,8 +41,7 @@ struct Head {
   float* queries;     // scaled; [cells][d], 0 where the grid has no token
   Rows q, k, v;
   const float* bias;  // per key 0, or -inf where it is hidden; NULL: none is
-  float* out;
-  int64_t out_step;
+  float* out;         // [t e]
   float share;        // of the result that is being made, in out
   bool more;          // out already has another share
   Regions regions;
@@ -152,7 +151,6 @@ inline void load_head(int64_t b, int64_t head, Head* x) {
     x->bias = x->mask;
   }
   x->out = in_place(p.args.out) ? static_cast<float*>(out_row(p, b, head, 0)) : x->wide_out;
-  x->out_step = p.e;
 }
 
 inline void store_head(int64_t b, int64_t head, const Head& x) {
@@ -160,7 +158,7 @@ inline void store_head(int64_t b, int64_t head, const Head& x) {
   if (in_place(p.args.out)) return;
   for (int64_t i = 0; i < p.t; ++i) {
     void* to = out_row(p, b, head, i);
-    for (int64_t c = 0; c < p.e; ++c) narrow1(to, p.args.out.dtype, c, x.out[i * x.out_step + c]);
+    for (int64_t c = 0; c < p.e; ++c) narrow1(to, p.args.out.dtype, c, x.out[i * p.e + c]);
   }
 }
 
@@ -201,7 +199,7 @@ inline void level_unseeing(const Head& x) {
   float* const mean = x.panel.o;
   mean_value(x, mean + p.e, mean);
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t c = 0; c < p.e; ++c) x.out[i * x.out_step + c] = mean[c];
+    for (int64_t c = 0; c < p.e; ++c) x.out[i * p.e + c] = mean[c];
   }
 }
 

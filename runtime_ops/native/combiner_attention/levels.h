@@ -176,7 +176,7 @@ inline void logsparse(const Head& x) {
     add_terms<V>(before, query, i, &terms);
     if (both) add_terms<V>(after, query, p.t - 1 - i, &terms);
     weigh<V>(terms.logits, terms.count);
-    add_rows<V>(terms.logits, terms.count, p.e, [&](int64_t n) { return terms.values[n]; }, x.out + i * x.out_step);
+    add_rows<V>(terms.logits, terms.count, p.e, [&](int64_t n) { return terms.values[n]; }, x.out + i * p.e);
   }
 }
 

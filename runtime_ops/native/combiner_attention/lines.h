@@ -163,7 +163,7 @@ inline Line final_line(const Head& x, int64_t token, int64_t step, int64_t count
   Line line{};
   line.queries = {x.q.at(token), x.q.step * step};
   line.count = count, line.width = x.p->e;
-  line.to = x.out + token * x.out_step, line.to_step = x.out_step * step;
+  line.to = x.out + token * x.p->e, line.to_step = x.p->e * step;
   line.share = x.share, line.add = x.more;
   line.state = {x.state.o + token * x.p->e, x.state.max + token, x.state.sum + token};
   line.step = step;

@@ -88,9 +88,7 @@ std::string check_attributes(const graft_combiner_attention& a, Combiner* p) {
   if (a.span < 0) return refuse("span", std::to_string(a.span), "0 (chosen by length) or more");
   if (!isfinite(a.scale)) return refuse("scale", std::to_string(a.scale), "a finite number");
   if (a.causal != 0 && a.causal != 1) return refuse("causal", std::to_string(a.causal), "0 or 1");
-  if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN) {
-    return refuse("no_key", std::to_string(a.no_key), "0 (zeros) or 1 (the mean of all values)");
-  }
+  if (const std::string error = check_no_key(a.no_key); !error.empty()) return error;
   p->variant = static_cast<Variant>(variant);
   p->mean = pooling == 1;
   p->counted = region_logit == 1;

@@ -36,10 +36,7 @@ std::string check_attention_attributes(const Args& a) {
   if (!isfinite(a.scale)) return refuse("scale", std::to_string(a.scale), "a finite number");
   if (a.causal != 0 && a.causal != 1) return refuse("causal", std::to_string(a.causal), "0 or 1");
   if (a.window < 0) return refuse("window", std::to_string(a.window), "0 (none) or more");
-  if (a.no_key != GRAFT_NO_KEY_ZERO && a.no_key != GRAFT_NO_KEY_MEAN) {
-    return refuse("no_key", std::to_string(a.no_key), "0 (zero) or 1 (mean)");
-  }
-  return "";
+  return check_no_key(a.no_key);
 }
 
 }  // namespace graft

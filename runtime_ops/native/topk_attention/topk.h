@@ -111,13 +111,6 @@ inline void offer_tile(const TopkJob& job, const Block& k, const TopkScratch& x)
   }
 }
 
-template <class V>
-inline float highest(const Candidates& c) {
-  typename V::F high = V::set1(-kInf);
-  for (int64_t i = 0; i < c.count; i += V::lanes) high = V::max(V::load(c.scores + i), high);
-  return V::reduce_max(high);
-}
-
 // Scores become exp(score - maximum); returns their sum.
 template <class V>
 inline float weigh(Candidates* c) {

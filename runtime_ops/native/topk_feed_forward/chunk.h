@@ -8,8 +8,7 @@
 namespace graft {
 namespace {
 
-constexpr int64_t kFew = 8;        // up to so many tokens reading the weights takes longer than computing
-constexpr int64_t kNeurons = 64;   // of a task
+constexpr int64_t kNeurons = 64;  // of a task
 
 // Rows are a cache line longer than they need: lengths that are powers of two would all fall into one set.
 inline int64_t row_stride(int64_t n) { return round_up(n, kNeurons) + 16; }

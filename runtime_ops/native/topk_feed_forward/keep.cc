@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-#include "../vector/scalar.h"
+#include "../vector/math.h"
 
 namespace graft {
 namespace {
@@ -29,10 +29,9 @@ void round_row(void* state, int64_t i) {
   job.norm[i] = static_cast<float>(sqrt(norm) * 1.0000002);
 }
 
-// A NaN once there is one.
 float largest(const std::vector<float>& numbers) {
   float high = 0.0f;
-  for (const float x : numbers) high = x <= high || high != high ? high : x;
+  for (const float x : numbers) high = higher(x, high);
   return high;
 }
 

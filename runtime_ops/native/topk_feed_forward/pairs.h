@@ -15,9 +15,6 @@ constexpr bool has_pairs(long) { return false; }
 
 constexpr int64_t kPaired = 32;  // numbers that become pairs at a time
 
-// The higher of two, and a NaN once there is one.
-inline float higher(float x, float high) { return x <= high || high != high ? high : x; }
-
 // From a sum of squares. Squares of the smallest numbers vanish, hence the rest.
 inline float norm_of(float square) { return __builtin_sqrtf(square) + 1e-17f; }
 

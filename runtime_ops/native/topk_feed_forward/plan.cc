@@ -118,11 +118,10 @@ std::string make_plan(const FeedForwardArgs& args, const graft_pool* pool, FeedF
 }
 
 const graft_tensor* wants_near(const graft_topk_feed_forward& args) {
-  constexpr int64_t few = 8;  // tokens; as in chunk.h
   FeedForwardPlan plan;
   if (!make_plan({args, nullptr}, nullptr, &plan).empty()) return nullptr;
   const FeedForward& p = plan.problem;
-  if (!p.near_few || p.n == 0 || p.n > few || args.x.dtype != GRAFT_F32) return nullptr;
+  if (!p.near_few || p.n == 0 || p.n > kFew || args.x.dtype != GRAFT_F32) return nullptr;
   return p.gated ? &args.w_gate : &args.w_in;
 }
 

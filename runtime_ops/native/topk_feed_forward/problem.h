@@ -7,6 +7,8 @@
 
 namespace graft {
 
+constexpr int64_t kFew = 8;  // up to so many tokens reading the weights takes longer than computing
+
 enum class Activation { relu, gelu, gelu_tanh, gelu_quick, silu, relu_squared, mish };
 enum class SelectBy { preactivation, magnitude, contribution };
 

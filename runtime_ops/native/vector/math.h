@@ -15,6 +15,8 @@ template <class T>
 inline T least(T a, T b) { return b < a ? b : a; }
 template <class T>
 inline T most(T a, T b) { return a < b ? b : a; }
+// The higher of two, and a NaN once there is one.
+inline float higher(float x, float high) { return x <= high || high != high ? high : x; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

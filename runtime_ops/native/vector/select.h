@@ -47,6 +47,13 @@ inline void pad(Candidates* c) {
   V::store(c->scores + c->count, V::set1(-kInf));
 }
 
+template <class V>
+inline float highest(const Candidates& c) {
+  typename V::F high = V::set1(-kInf);
+  for (int64_t i = 0; i < c.count; i += V::lanes) high = V::max(V::load(c.scores + i), high);
+  return V::reduce_max(high);
+}
+
 struct Cut {
   float level;
   int64_t above;
@@ -57,9 +64,7 @@ struct Cut {
 // that did when it was found. Starts at `guess`, in growing steps.
 template <class V>
 inline Cut find_cut(const Candidates& c, int64_t k, int64_t slack, float guess = -kInf, float step = 0.0f) {
-  typename V::F high = V::set1(-kInf);
-  for (int64_t i = 0; i < c.count; i += V::lanes) high = V::max(V::load(c.scores + i), high);
-  const int64_t bottom = to_order(c.threshold) - 1, most_order = to_order(V::reduce_max(high));
+  const int64_t bottom = to_order(c.threshold) - 1, most_order = to_order(highest<V>(c));
   int64_t low = bottom, top = most_order, at = to_order(guess), above_top = 0;
   for (; top - low > 1; step *= 2.0f) {
     if (at <= low || at >= top) at = low + (top - low) / 2;

@@ -1,5 +1,6 @@
-// Rows of every head times the weights of their head. Few rows, as in decoding, read weights where they lie if these
-// have a row for each result; else a panel of weights is packed, and all rows go through it.
+// Rows of every head times the weights of their head. Few rows, as in decoding, read weights once, where they lie: as
+// dot products if these have a row for each result, else as sums of their rows. For more rows a panel of weights is
+// packed, and all rows go through it.
 #ifndef GRAFT_EXPANDED_MULTIPLY_H_
 #define GRAFT_EXPANDED_MULTIPLY_H_
 
@@ -14,6 +15,7 @@ namespace {
 constexpr int64_t kRows = 32;     // rows that go through a panel at a time
 constexpr int64_t kFewRows = 8;   // up to so many, weights are used where they lie
 constexpr int64_t kFewTasks = 8;  // below this many heads, each is cut into several tasks
+constexpr int64_t kSums = 1024;   // results of a row that are summed at a time: few rows of them fit the first cache
 
 struct ProductScratch {
   float *weights, *packed, *rows, *out;
@@ -33,7 +35,7 @@ inline int64_t from_of(const HeadProduct& p) { return p.x.shape[3]; }
 inline int64_t to_of(const HeadProduct& p) { return p.y.shape[3]; }
 inline int64_t heads_of(const HeadProduct& p) { return p.w.shape[0]; }
 inline int64_t rows_of(const HeadProduct& p) { return p.x.shape[0] * (p.x.shape[1] / heads_of(p)) * p.x.shape[2]; }
-inline bool few(const HeadProduct& p) { return p.rows_are_to && rows_of(p) <= kFewRows; }
+inline bool few(const HeadProduct& p) { return rows_of(p) <= kFewRows; }
 
 template <class V>
 inline ProductScratch cut_product(const HeadProduct& p, Arena* arena) {
@@ -42,7 +44,7 @@ inline ProductScratch cut_product(const HeadProduct& p, Arena* arena) {
   x.weights = arena->take<float>(p.rows_are_to && p.w.dtype != GRAFT_F32 ? width * from_of(p) : 0);
   x.packed = arena->take<float>(few(p) ? 0 : width * from_of(p));
   x.rows = arena->take<float>(kRows * from_of(p));
-  x.out = arena->take<float>(kRows * width);
+  x.out = arena->take<float>(few(p) && !p.rows_are_to ? kFewRows * kSums : kRows * width);
   return x;
 }
 
@@ -127,27 +129,82 @@ inline void multiply_panel(const HeadProduct& p, const Columns& c, const Product
   }
 }
 
-// T rows, the last of them repeated where there are fewer.
+// out [T][kSums] += columns `first` .. `end` of the R rows of weights that channels `from` on of the rows meet; the next
+// R are asked for.
+template <class V, int R, int T, int D>
+inline void add_weights(const HeadProduct& p, const Columns& c, int64_t from, const float* const* rows, float* out) {
+  using F = typename V::F;
+  const int64_t count = c.end - c.first;
+  const void* weights[R];
+  F shares[R][T];
+  for (int r = 0; r < R; ++r) {
+    weights[r] = element(weights_at(p, c.head, from + r), D, c.first);
+    for (int i = 0; i < T; ++i) shares[r][i] = V::set1(rows[i][from + r]);
+  }
+  int64_t j = 0;
+  for (; j + V::lanes <= count; j += V::lanes) {
+    F sums[T];
+#pragma GCC unroll 8
+    for (int i = 0; i < T; ++i) sums[i] = V::load(out + i * kSums + j);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(element(weights[r], D, R * p.w.strides[1] + j));
+      const F one = widen<V>(weights[r], D, j);
+#pragma GCC unroll 8
+      for (int i = 0; i < T; ++i) sums[i] = V::fma(one, shares[r][i], sums[i]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < T; ++i) V::store(out + i * kSums + j, sums[i]);
+  }
+  for (; j < count; ++j) {
+    for (int r = 0; r < R; ++r) {
+      const float one = widen1(weights[r], D, j);
+      for (int i = 0; i < T; ++i) out[i * kSums + j] += one * rows[i][from + r];
+    }
+  }
+}
+
 template <class V, int T, int D>
-inline void multiply_few(const HeadProduct& p, const Columns& c, const ProductScratch& x) {
+inline void sum_few(const HeadProduct& p, const Columns& c, const float* const* rows, const ProductScratch& x) {
+  constexpr int R = 4;
+  const int64_t from = from_of(p);
+  for (int64_t first = c.first; first < c.end; first += kSums) {
+    const Columns part{c.head, first, least(first + kSums, c.end)};
+    memset(x.out, 0, static_cast<size_t>(T * kSums) * sizeof(float));
+    int64_t i = 0;
+    for (; i + R <= from; i += R) add_weights<V, R, T, D>(p, part, i, rows, x.out);
+    for (; i < from; ++i) add_weights<V, 1, T, D>(p, part, i, rows, x.out);
+    store_rows(p, part, 0, rows_of(p), kSums, x.out);
+  }
+}
+
+template <class V, int T, int D>
+inline void dot_few(const HeadProduct& p, const Columns& c, const float* const* rows, const ProductScratch& x) {
   constexpr int64_t width = panel_width<V>();
   constexpr int R = dot_rows<V>(T);
-  const int64_t from = from_of(p), rows = rows_of(p);
-  const float* tokens[T];
-  for (int64_t i = 0; i < T; ++i) tokens[i] = x.rows + least(i, rows - 1) * from;
+  const int64_t from = from_of(p), count = rows_of(p);
   for (int64_t first = c.first; first < c.end; first += width) {
     const Columns part{c.head, first, least(first + width, c.end)};
     for (int64_t j = first; j < part.end; j += R) {
       const void* weights[R];
       for (int64_t r = 0; r < R; ++r) weights[r] = weights_at(p, c.head, least(j + r, part.end - 1));
       float sums[T * R];
-      dots<V, R, T, D>(weights, tokens, from, R * p.w.strides[1], sums, R);
-      for (int64_t i = 0; i < rows; ++i) {
+      dots<V, R, T, D>(weights, rows, from, R * p.w.strides[1], sums, R);
+      for (int64_t i = 0; i < count; ++i) {
         for (int64_t r = 0; r < least<int64_t>(R, part.end - j); ++r) x.out[i * width + j - first + r] = sums[i * R + r];
       }
     }
-    store_rows(p, part, 0, rows, width, x.out);
+    store_rows(p, part, 0, count, width, x.out);
   }
+}
+
+// T rows, the last of them repeated where there are fewer.
+template <class V, int T, int D>
+inline void multiply_few(const HeadProduct& p, const Columns& c, const ProductScratch& x) {
+  const float* rows[T];
+  for (int64_t i = 0; i < T; ++i) rows[i] = x.rows + least(i, rows_of(p) - 1) * from_of(p);
+  if (p.rows_are_to) dot_few<V, T, D>(p, c, rows, x);
+  else sum_few<V, T, D>(p, c, rows, x);
 }
 
 template <class V, int D>

@@ -81,11 +81,11 @@ def pipeline(model: Path, layers: int, args: argparse.Namespace, folder: Path) -
 
 def measure(model: Path, narrowed: Path, layers: int, args: argparse.Namespace, folder: Path) -> Row:
     """Split both models after so many layers, and time them against the original."""
-    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads, in_turn=True)
+    texts, original = Texts(args.question, args.passage), open_session(model, threads=args.threads)
     whole = texts.whole()
     runs: dict[str, Callable[[], Any]] = {"original": lambda: original.run(None, whole)}
     if not layers:
-        alone = open_session(narrowed, threads=args.threads, in_turn=True)
+        alone = open_session(narrowed, threads=args.threads)
         return {"layers": 0, **medians({**runs, "narrowed": lambda: alone.run(None, whole)}, args.rounds)}
     split = pipeline(model, layers, args, folder)
     runs["cached"] = lambda: split.score(texts.question, [texts.passage])

@@ -118,7 +118,7 @@ class Pipeline:
         """Return what runs a part, opened when it is needed first: none holds weights that nobody asks for."""
         if part not in self._sessions:
             file = self.folder / f"{part}.onnx"
-            self._sessions[part] = open_session(file, threads=self._threads, in_turn=True)
+            self._sessions[part] = open_session(file, threads=self._threads)
         return self._sessions[part]
 
     def _ids(self, part: str, told: Told) -> Array:

@@ -49,7 +49,7 @@ def have_kernels() -> bool:
 
 
 def open_session(
-    path: str | os.PathLike[str], *, threads: int = 0, optimize: str = "all", ours: bool = True, in_turn: bool = False
+    path: str | os.PathLike[str], *, threads: int = 0, optimize: str = "all", ours: bool = True, spin: bool = False
 ) -> Any:
     """Return a session on the CPU.
 
@@ -58,8 +58,8 @@ def open_session(
         threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
         optimize: how far ONNX Runtime may rewrite the graph: "none", "basic", "extended" or "all".
         ours: whether to register our kernels, where they are installed.
-        in_turn: whether another session runs right after this one; then its threads do not spin on after a run, which
-            would take the cores from the other.
+        spin: whether its threads spin on after a run, as ONNX Runtime's usually do; that takes the cores from whatever
+            comes next, another session above all.
 
     Raises:
         GraftError: ONNX Runtime cannot load the model.
@@ -71,7 +71,7 @@ def open_session(
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[optimize])
-    if in_turn:
+    if not spin:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     if ours and have_kernels():
         kernels.register(options)

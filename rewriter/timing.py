@@ -129,7 +129,7 @@ def _serve(model: str, feeds_file: str, threads: str) -> None:
 
     problem: str | None = None
     try:
-        session = sessions.open_session(model, threads=int(threads))
+        session = sessions.open_session(model, threads=int(threads), spin=True)
     except GraftError as error:
         problem = str(error)
     with np.load(feeds_file) as file:

@@ -12,14 +12,14 @@ import onnxruntime
 import runtime_ops
 
 
-def session(path: Path, library: bool) -> onnxruntime.InferenceSession:
+def session(model: Path | bytes, library: bool) -> onnxruntime.InferenceSession:
     """Open a model on one thread, as a user of ONNX Runtime would."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     if library:
         runtime_ops.register(options)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 BACKENDS = {"function body": False} | ({"library": True} if runtime_ops.library_path() else {})

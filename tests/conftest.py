@@ -12,7 +12,8 @@ import pytest
 from sweep import SLOW
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "families.json"
-# inductor would start a compiler process for every core, beside each worker of the tests; read when torch is imported
+# read when torch is imported: it would start threads, and inductor compilers, for every core, beside each other worker
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 COUNTS = ("attention", "found", "feed_forward", "feed_forward_found")
 

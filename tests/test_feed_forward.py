@@ -22,6 +22,7 @@ from rewriter.site_check import frontier
 ROOT_2 = float(np.sqrt(2))
 DIMS = tuple({"b": b, "s": s, "t": s + 2, "u": 3, "c": s + 1} for b, s in ((2, 7), (1, 1), (3, 5)))
 OPTIONS = onnxruntime.SessionOptions()
+OPTIONS.intra_op_num_threads = 1
 OPTIONS.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 # name: (activation that it must be read as, how it is written, opset)

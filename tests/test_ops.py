@@ -88,7 +88,7 @@ def _value(name: str, array: np.ndarray) -> ir.Value:
 def in_runtime(library: bool, opset: int = 21) -> Callable[..., np.ndarray]:
     def run(spec: OpSpec, arrays: Arrays, attrs: Mapping[str, Any]) -> np.ndarray:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
+        options.log_severity_level, options.intra_op_num_threads = 4, 1
         if library:
             kernels.register(options)
         session = onnxruntime.InferenceSession(model(spec, arrays, attrs, opset), options, ["CPUExecutionProvider"])

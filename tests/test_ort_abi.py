@@ -87,7 +87,7 @@ def feeds(dtype: int, bias_dtype: int, present: tuple[str, ...]) -> dict[str, An
     return {name: arrays[name] for name in present}
 
 
-def open_session(proto: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+def open_session(proto: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, threads
     kernels.register(options)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import compare
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from sketch import Sketch
 from spellings.fused_cache import after_past, twin
@@ -52,7 +52,7 @@ def test_the_function_body_does_the_same(name: str, remainder: str, tmp_path: Pa
     model, sizes = written(name, tmp_path), MODELS[name][1]
     out = tmp_path / "out.onnx"
     rewriter.apply(model, [f"topk-attention:k=5,remainder={remainder}"], output=out, verify=False)
-    plain = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    plain = compare.session(out, library=False)
     rng = np.random.default_rng(0)
     shapes = {i.name: [sizes.get(n, n) for n in i.shape] for i in plain.get_inputs()}
     feeds = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}

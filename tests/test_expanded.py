@@ -140,6 +140,10 @@ def test_many_queries_go_through_in_parts() -> None:
     seed=0, b=2, beams=1, g=1, group=1, s=1, t=0, d=1, e=1, m=1, k=0, causal=False, mask=True, index=True, bias="",
     value_bias=False, isa="scalar", threads=1,
 )  # fmt: skip
+@example(
+    seed=0, b=1, beams=2, g=1, group=2, s=1, t=0, d=1, e=1, m=1, k=0, causal=False, mask=False, index=False,
+    bias="1 h s t", value_bias=False, isa="scalar", threads=1,
+)  # fmt: skip
 def test_any_call(
     seed: int, b: int, beams: int, g: int, group: int, s: int, t: int, d: int, e: int, m: int, k: int, causal: bool,
     mask: bool, index: bool, bias: str, value_bias: bool, isa: str, threads: int,

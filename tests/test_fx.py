@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch", reason="torch graphs need the extra `torch`
 
 from compare import BACKENDS, grafted, session  # noqa: E402
 from same_sites import check_sites, runnable  # noqa: E402
+from sweep import sampled  # noqa: E402
 from test_words import CALLS, TENSORS  # noqa: E402
 from torch_spellings import TORCH_SPELLINGS, B, S, TorchSpelling  # noqa: E402
 
@@ -82,8 +83,14 @@ def onnx_reading(tmp_path_factory: pytest.TempPathFactory) -> Read:
     return read
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("spelling", TORCH_SPELLINGS, ids=lambda spelling: spelling.id)
+EXPORTED = [(spelling, form) for spelling in TORCH_SPELLINGS for form in ("dynamic", "core")]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "form"),
+    [*((spelling, "traced") for spelling in TORCH_SPELLINGS), *sampled(EXPORTED, 3)],
+    ids=lambda x: x if isinstance(x, str) else x.id,
+)
 def test_spelling(spelling: TorchSpelling, form: str, onnx_reading: Read) -> None:
     """The sites are those of the ONNX export, and the rewritten graph gives the same numbers at every length."""
     module, inputs = made(spelling)

@@ -21,7 +21,7 @@ from blocks import BLOCKS, DECLINED, MODEL, close, first
 from fp64 import run_fp64
 from sketch import Dims, Input, Sketch, feeds
 from spellings import SPELLINGS, Spelling
-from sweep import SLOW
+from sweep import sampled
 from test_feed_forward import ACTIVATIONS
 from test_feed_forward import DIMS as FEED_FORWARD_DIMS
 
@@ -153,8 +153,8 @@ TRACED_LESS: Mapping[str, Mapping[str, Any]] = {
     ("row", "form"),
     # torch.export takes a second a row and more; the sweep goes through all of them
     [
-        *((row, "traced") for row in ROWS[:: 1 if SLOW else 2]),
-        *((row, "exported") for row in ROWS[:: 1 if SLOW else 12]),
+        *((row, "traced") for row in sampled(ROWS, 4)),
+        *((row, "exported") for row in sampled(ROWS, 16)),
     ],
     ids=lambda part: part if isinstance(part, str) else part.id,
 )
@@ -212,7 +212,7 @@ def check_one(ours: Any, right: Any) -> None:
 # -- back to ONNX ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", ROWS[:: 1 if SLOW else 60], ids=lambda row: row.id)
+@pytest.mark.parametrize("row", sampled(ROWS, 100), ids=lambda row: row.id)
 def test_torch_writes_the_same_sites(row: Row, tmp_path: Path) -> None:
     """The ONNX file that torch's own exporter makes of the module has the sites of the exported program."""
     sketch = row.sketch()

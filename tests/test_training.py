@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sweep import SLOW
+from sweep import SLOW, sampled
 from test_ops import SAMPLES
 
 from runtime_ops import to_torch, torch_chunks, torch_feed_forward, torch_ops
@@ -73,7 +73,7 @@ def smooth(sample: Sample) -> bool:
     return not NOT_SMOOTH.search(sample.id) and all(sizes) and sum(sizes) < 20_000
 
 
-SMOOTH = [(spec, sample) for spec, sample in SAMPLES if smooth(sample)][:: 1 if SLOW else 2]
+SMOOTH = sampled([(spec, sample) for spec, sample in SAMPLES if smooth(sample)], 2)
 
 
 @pytest.mark.usefixtures("chunks")

@@ -20,7 +20,7 @@ test_with() {  # sanitizers, runtime libraries to load first, pytest arguments
   # Memory that Python never frees is not ours; threads of numpy's own library would only be noise.
   GRAFT_LIBRARY="$build/$1/libruntime_ops.so" LD_PRELOAD="$libraries" OPENBLAS_NUM_THREADS=1 \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
-    "$python" -m pytest -q -p no:cacheprovider "$root/tests/test_kernels.py" "$root/tests/test_feed_forward_kernels.py" \
+    "$python" -m pytest -q -n 2 -p no:cacheprovider "$root/tests/test_kernels.py" "$root/tests/test_feed_forward_kernels.py" \
     "$root/tests/test_combiner.py" "$root/tests/test_expanded.py" "${@:3}"
 }
 

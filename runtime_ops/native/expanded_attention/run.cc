@@ -93,7 +93,7 @@ graft_tensor folded_bias(const Expanded& p, const Group& x) {
     bias.strides[0] *= x.beams;
   }
   bias.shape[0] = shared ? 1 : x.batches;
-  if (bias.strides[1] != 0) bias.shape[1] = p.h * x.beams;
+  if (bias.strides[1] != 0 || bias.shape[1] != 1) bias.shape[1] = p.h * x.beams;  // no tokens: all strides are 0
   return bias;
 }
 

@@ -85,15 +85,22 @@ class Graph:
         self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), f"c{len(self.weights)}"))
         return self.weights[-1].name
 
+    def heads(self, name: str) -> str:
+        """[1 t h*d] as [1 t h d]."""
+        shape = self.const([1, -1, self.p.h if name == "q" else self.p.g, self.p.d], np.int64)
+        return self.add("Reshape", name, shape)
+
     def split(self, name: str) -> str:
         """[1 t h*d] as [1 h t d]."""
-        shape = self.const([1, -1, self.p.h if name == "q" else self.p.g, self.p.d], np.int64)
-        return self.add("Transpose", self.add("Reshape", name, shape), perm=[0, 2, 1, 3])
+        return self.add("Transpose", self.heads(name), perm=[0, 2, 1, 3])
+
+    def join(self, name: str) -> str:
+        """[1 t h d] as [1 t h*d]."""
+        return self.add("Reshape", name, self.const([1, -1, self.p.h * self.p.d], np.int64))
 
     def merge(self, name: str) -> str:
         """Turn [1 h t d] into [1 t h*d]."""
-        shape = self.const([1, -1, self.p.h * self.p.d], np.int64)
-        return self.add("Reshape", self.add("Transpose", name, perm=[0, 2, 1, 3]), shape)
+        return self.join(self.add("Transpose", name, perm=[0, 2, 1, 3]))
 
     def key_bias(self) -> str:
         """Add the usual padding mask of exporters: [1 1 1 t], a huge negative number where hidden."""
@@ -119,14 +126,16 @@ class Graph:
 def graft(
     p: Problem, *, bias: bool = False, mask: bool = False, heads_first: bool = False, **attributes: Any
 ) -> onnx.ModelProto:
-    """TopKAttention; with reshapes, unless heads come first."""
+    """TopKAttention as `graft apply` writes it, tokens first, or alone on heads first."""
     g = Graph(p)
-    q, k, v = "qkv" if heads_first else tuple(map(g.split, "qkv"))
+    q, k, v = "qkv" if heads_first else tuple(map(g.heads, "qkv"))
+    if not heads_first:
+        attributes["tokens_first"] = "q k v out"
     inputs = [q, k, v, g.key_bias() if bias else ""]
     if mask:
         inputs.append(g.const([[j < p.live for j in range(p.t)]], np.bool_))
     out = g.add("TopKAttention", *inputs, domain="ai.graft", **attributes)
-    return g.model(out if heads_first else g.merge(out), heads_first)
+    return g.model(out if heads_first else g.join(out), heads_first)
 
 
 def multi_head(p: Problem, *, masked: bool = False, causal: int = 0) -> onnx.ModelProto:

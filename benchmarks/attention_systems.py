@@ -5,6 +5,7 @@ Building, and conversions to bf16 that a model in bf16 would not have, are not m
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from attention_graphs import Feeds, Problem, attention23, graft, group_query, gr
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from runtime_ops import kernels
 
+# Threads that spin on after a run slow the system that comes next. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 Array = np.ndarray[Any, Any]
 Run = Callable[[], Any]
 
@@ -49,6 +52,7 @@ def session(model: onnx.ModelProto, threads: int, arena: bool = True) -> onnxrun
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = arena
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     kernels.register(options)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

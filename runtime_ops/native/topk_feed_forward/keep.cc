@@ -37,19 +37,17 @@ float largest(const std::vector<float>& numbers) {
 
 }  // namespace
 
-const Near* KeptNear::of(const graft_topk_feed_forward& args, const graft_pool& pool) {
-  const graft_tensor* w = wants_near(args);
-  if (w == nullptr) return nullptr;
-  std::call_once(once_, [&] { make(*w, pool); });
+const Near* KeptNear::of(const graft_tensor& w, const graft_pool* pool) {
+  std::call_once(once_, [&] { make(w, pool); });
   return &near_;
 }
 
-void KeptNear::make(const graft_tensor& w, const graft_pool& pool) {
+void KeptNear::make(const graft_tensor& w, const graft_pool* pool) {
   const int64_t f = w.shape[0], m = w.shape[1];
   rows_.resize(static_cast<size_t>(f * m));
   std::vector<float> error(static_cast<size_t>(f)), norm(error);
   Rounding job{&w, rows_.data(), error.data(), norm.data()};
-  run_tasks(&pool, f, round_row, &job);
+  run_tasks(pool, f, round_row, &job);
   near_ = {{rows_.data(), GRAFT_BF16, 2, {f, m}, {m, 1}}, largest(error), largest(norm)};
 }
 

@@ -5,17 +5,17 @@
 #include <mutex>
 #include <vector>
 
-#include "plan.h"
+#include "problem.h"
 
 namespace graft {
 
 // Made when a call first wants it, which only calls with a few tokens do: it takes half the memory of the weights.
 class KeptNear {
  public:
-  const Near* of(const graft_topk_feed_forward& args, const graft_pool& pool);  // or NULL
+  const Near* of(const graft_tensor& w, const graft_pool* pool);
 
  private:
-  void make(const graft_tensor& w, const graft_pool& pool);
+  void make(const graft_tensor& w, const graft_pool* pool);
 
   std::once_flag once_;
   std::vector<uint16_t> rows_;

@@ -1,7 +1,7 @@
 // ai.graft::TopKFeedForward as an ONNX Runtime operator on the CPU: types, shape inference, and its kernel, which goes
 // from a node's attributes and tensors to the plain C interface.
 #include "../ort_call.h"
-#include "keep.h"
+#include "plan.h"
 
 namespace graft {
 namespace {
@@ -75,8 +75,7 @@ OrtStatus* run_node(void* kernel, OrtKernelContext* context) {
     args.activation = node.activation.c_str(), args.select_by = node.select_by.c_str();
     SessionPool session(context);
     const bool constant = args.w_gate.data != nullptr ? node.constant_gate : node.constant_in;
-    const Near* near = constant ? node.kept.of(args, session.pool) : nullptr;
-    finish(session, run_feed_forward({args, near}, nullptr, &session.pool));
+    finish(session, run_feed_forward({args, constant ? &node.kept : nullptr}, nullptr, &session.pool));
   });
 }
 

@@ -100,13 +100,14 @@ void choose_near(FeedForward* p) {
   p->near_many = selects && p->top_k <= p->f / 16;
 }
 
+bool wants_near(const FeedForward& p) { return p.near_few && p.n > 0 && p.n <= kFew && p.args.x.dtype == GRAFT_F32; }
+
 }  // namespace
 
 std::string make_plan(const FeedForwardArgs& args, const graft_pool* pool, FeedForwardPlan* plan) {
   FeedForward& p = plan->problem;
   p = FeedForward{};
   p.args = args.given;
-  p.near = args.near;
   p.pool = pool;
   std::string error = check_tensors(p.args, &p);
   if (error.empty()) error = check_attributes(p.args, &p);
@@ -114,15 +115,8 @@ std::string make_plan(const FeedForwardArgs& args, const graft_pool* pool, FeedF
   p.top_k = p.args.top_k < p.f ? p.args.top_k : 0;
   p.chunk = chunk_for(p);
   choose_near(&p);
+  if (args.kept != nullptr && wants_near(p)) p.near = args.kept->of(p.gated ? p.args.w_gate : p.args.w_in, pool);
   return "";
-}
-
-const graft_tensor* wants_near(const graft_topk_feed_forward& args) {
-  FeedForwardPlan plan;
-  if (!make_plan({args, nullptr}, nullptr, &plan).empty()) return nullptr;
-  const FeedForward& p = plan.problem;
-  if (!p.near_few || p.n == 0 || p.n > kFew || args.x.dtype != GRAFT_F32) return nullptr;
-  return p.gated ? &args.w_gate : &args.w_in;
 }
 
 }  // namespace graft

@@ -29,7 +29,7 @@ struct Avx2 {
   using M = __m256;
   static constexpr int lanes = 8;
   static constexpr int panel = 2;
-  static constexpr int chunk = 0;
+  static constexpr int chain = 256;
   static constexpr int tile_rows(int) { return 6; }
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }

@@ -14,7 +14,7 @@ struct Avx512 {
   using M = __mmask16;
   static constexpr int lanes = 16;
   static constexpr int panel = 4;
-  static constexpr int chunk = 0;
+  static constexpr int chain = 256;
   static constexpr int tile_rows(int vectors) { return vectors == 4 ? 6 : 12; }
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }

@@ -67,10 +67,10 @@ inline void dots(const void* const* w, const float* const* x, int64_t m, int64_t
   for (int t = 0; t < T; ++t) {
     for (int r = 0; r < R; ++r) to[t * stride + r] = 0.0f;
   }
-  const int64_t chunk = V::chunk > 0 ? V::chunk : m;
-  for (int64_t i = 0; i < m; i += chunk) {
-    if constexpr (R == 1 && T == 1) *to += dot_row<V, D>(*w, *x, i, least(i + chunk, m), ahead);
-    else add_dots<V, R, T, D>(w, x, i, least(i + chunk, m), ahead, to, stride);
+  constexpr int64_t part = int64_t{V::chain} * V::lanes;  // every lane makes a sum of its own
+  for (int64_t i = 0; i < m; i += part) {
+    if constexpr (R == 1 && T == 1) *to += dot_row<V, D>(*w, *x, i, least(i + part, m), ahead);
+    else add_dots<V, R, T, D>(w, x, i, least(i + part, m), ahead, to, stride);
   }
 }
 

@@ -141,28 +141,20 @@ inline void product_block(const float* a, int64_t row, int64_t step, const float
   }
 }
 
-template <class V, int RN, bool Accumulate, int RM>
-inline void product_rows(int64_t rows, const float* a, int64_t row, int64_t step, const float* b, int64_t n,
-                         float* c) {
-  while (rows >= RM) {
-    product_block<V, RM, RN, Accumulate>(a, row, step, b, n, c);
-    a += RM * row, c += RM * RN * V::lanes, rows -= RM;
-  }
-  if constexpr (RM > 1) product_rows<V, RN, Accumulate, RM / 2>(rows, a, row, step, b, n, c);
-}
-
-// The same for any number of rows. Both products of attention have this form: scores read keys as `a` with
-// step 1, and values are read as `a` with row 1, so that neither K nor V is ever packed.
-template <class V, int RN, bool Accumulate>
+// The same for any number of rows, and for long sums in parts. Both products of attention have this form: scores read
+// keys as `a` with step 1, and values are read as `a` with row 1, so that neither K nor V is ever packed.
+template <class V, int RN, bool Accumulate, int RM = V::tile_rows(RN)>
 inline void product(int64_t rows, const float* a, int64_t row, int64_t step, const float* b, int64_t n,
                     float* c) {
-  constexpr int RM = V::tile_rows(RN);
-  const int64_t chunk = V::chunk > 0 ? least<int64_t>(n, V::chunk) : n;
-  product_rows<V, RN, Accumulate, RM>(rows, a, row, step, b, chunk, c);
-  for (int64_t i = chunk; i < n; i += chunk) {
-    const int64_t part = least(chunk, n - i);
-    product_rows<V, RN, true, RM>(rows, a + i * step, row, step, b + i * RN * V::lanes, part, c);
+  const int64_t part = least<int64_t>(n, V::chain);
+  while (rows >= RM) {
+    product_block<V, RM, RN, Accumulate>(a, row, step, b, part, c);
+    for (int64_t i = part; i < n; i += part) {
+      product_block<V, RM, RN, true>(a + i * step, row, step, b + i * RN * V::lanes, least(part, n - i), c);
+    }
+    a += RM * row, c += RM * RN * V::lanes, rows -= RM;
   }
+  if constexpr (RM > 1) product<V, RN, Accumulate, RM / 2>(rows, a, row, step, b, n, c);
 }
 
 // to[j][r] = from[r][j] for r < rows, j < n; rows up to `width` are filled with zeros.

@@ -29,7 +29,7 @@ struct Neon {
   using M = uint32x4_t;
   static constexpr int lanes = 4;
   static constexpr int panel = 4;
-  static constexpr int chunk = 0;
+  static constexpr int chain = 256;
   static constexpr int tile_rows(int vectors) { return vectors == 4 ? 6 : 12; }
 
   static F load(const float* p) { return vld1q_f32(p); }

@@ -7,7 +7,7 @@
 namespace graft {
 namespace {
 
-// Rows of floats; with a negative step, backwards.
+// Rows of floats.
 struct Rows {
   const float* data;
   int64_t step;
@@ -49,8 +49,7 @@ inline int64_t most_cells(const Combiner& p) {
 }
 
 inline int64_t most_regions(const Combiner& p) {
-  if (axial(p)) return most(p.rows.n, p.grid.n * p.grid.m);
-  return p.rows.n;
+  return most(p.rows.n, axial(p) ? p.grid.n * p.grid.m : 0);
 }
 
 constexpr int64_t kKeys = 128;  // of a tile

@@ -76,7 +76,8 @@ def candidates() -> list[Candidate]:
 def measure(chosen: list[Candidate], p: Problem, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time all candidates on one length, round by round."""
     runs = {c.name: in_session(c.build, p, args.threads, True) for c in chosen if not too_long(c, p, args)}
-    times = in_turn(runs, args.rounds + 1)  # the first one warms up
+    rounds = max(args.rounds * min(args.t) // p.t, 1)
+    times = in_turn(runs, rounds + 1)  # the first one warms up
     rows = [{"name": c.name, "kind": c.kind, "t": p.t} for c in chosen if c.name in runs]
     for row in rows:
         row["ms"] = statistics.median(times[str(row["name"])][1:]) * 1e3
@@ -126,7 +127,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--h", type=int, default=12, help="heads")
     parser.add_argument("--d", type=int, default=64, help="head width")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12, help="of the shortest length; others take turns less often")
     parser.add_argument("--only", default="", help="names must contain one of these, separated by commas")
     parser.add_argument("--scores-gib", type=float, default=4, help="leave out operators that would hold more scores")
     parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")

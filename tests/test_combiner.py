@@ -73,6 +73,18 @@ def test_long_lines_in_kernels(variant: str, causal: int) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("isa", isas() or ["scalar"])
+@pytest.mark.parametrize("causal", [0, 1], ids=["all", "causal"])
+def test_many_levels_in_kernels(isa: str, causal: int) -> None:
+    """More levels of blocks than a panel of any instruction set is wide, and ends on which no block ends."""
+    arrays = made(10, 9001, h=1, d=5)
+    arrays["key_mask"] = np.random.default_rng(11).random((1, 9001)) < 0.9
+    attrs = {"variant": "logsparse", "causal": causal, "region_logit": "counted", "pooling": "mean"}
+    out = kernels.run_combiner_attention(**arrays, **attrs, isa=isa)
+    np.testing.assert_allclose(out, SPEC.golden(arrays, attrs), rtol=0, atol=2e-5)
+
+
+@needs_library
 def test_hidden_keys_may_be_anything() -> None:
     for variant in [name for name in VARIANTS if name != "axial-row-major"]:  # its keys are also what is averaged
         arrays = made(6, 23, h=1, d=8) | {"key_mask": np.arange(23)[None] < 17}

@@ -343,6 +343,22 @@ def test_weights_left_over_are_level(remainder: str) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("remainder", ["mean", "blocks"])
+def test_infinite_values(remainder: str) -> None:
+    """Taking a chosen key's value off an infinite sum would make a NaN."""
+    spec, t = OPS["TopKAttention"], 200
+    k, v = np.zeros((1, 1, t, 8), np.float32), np.ones((1, 1, t, 2), np.float32)
+    k[:, :, 64:128] = 1  # alike, so that the chosen ones among them weigh as much as the others
+    v[:, :, 64:128, 0] = np.inf
+    arrays = {"q": np.ones((1, 1, 1, 8), np.float32), "k": k, "v": v}
+    golden = spec.golden(arrays, {"k": 5, "remainder": remainder})
+    assert golden[..., 0] == np.inf
+    for isa in isas():
+        found = in_c(isa)(spec, arrays, {"k": 5, "remainder": remainder})
+        np.testing.assert_allclose(found, golden, rtol=1e-5)
+
+
+@needs_library
 def test_a_row_never_attends_to_more_than_k_keys() -> None:
     spec = OPS["TopKAttention"]
     ones = np.ones((1, 1, 4, 8), np.float32)

@@ -17,19 +17,9 @@ inline int64_t column_count(const Combiner& p, const Shape2& grid, int64_t colum
 inline Sees own_row_sees(const Combiner& p) { return p.args.causal ? Sees::upto : Sees::all; }
 inline Sees others_see(const Combiner& p) { return p.args.causal ? Sees::before : Sees::other; }
 
-// Joins a token to a region; `from` is the region that it is joined to, itself or another.
+template <class V>
 inline void join_token(const Head& x, int64_t token, int64_t from, int64_t region) {
-  const Combiner& p = *x.p;
-  join(p, x.regions.keys + from * p.d, x.k.at(token), x.regions.keys + region * p.d);
-  join(p, x.regions.queries + from * p.d, x.q.at(token), x.regions.queries + region * p.d);
-  x.regions.size[region] = x.regions.size[from] + 1.0f;
-}
-
-inline void clear_region(const Head& x, int64_t region) {
-  const Combiner& p = *x.p;
-  fill(x.regions.keys + region * p.d, p.d, nothing(p));
-  fill(x.regions.queries + region * p.d, p.d, nothing(p));
-  x.regions.size[region] = 0.0f;
+  join_token<V>(*x.p, x.q.at(token), x.k.at(token), from, region, x.regions);
 }
 
 inline void copy_region(const Head& x, int64_t from, int64_t to) {
@@ -46,12 +36,12 @@ template <class V>
 inline void summarise_rows(const Head& x, const Shape2& grid) {
   const Combiner& p = *x.p;
   for (int64_t r = 0; r < grid.n; ++r) {
-    clear_region(x, r);
+    clear_region(p, x.regions, r);
     for (int64_t i = r * grid.m; i < r * grid.m + row_count(p, grid, r); ++i) {
-      if (shown(x, i)) join_token(x, i, r, r);
+      if (shown(x, i)) join_token<V>(x, i, r, r);
     }
   }
-  settle(p, x.regions, grid.n);
+  settle_all<V>(p, grid.n, x.regions);
   for (int64_t r = 0; r < grid.n; ++r) {
     const Source row[] = {token_source(x, r * grid.m, 1, row_count(p, grid, r), Sees::all)};
     const Rows query{x.regions.queries + r * p.d, p.d};
@@ -77,6 +67,7 @@ inline void fixed(const Head& x) {
 }
 
 // For every cell the region of its column's tokens above (below) its row.
+template <class V>
 inline void pool_columns(const Head& x, const Shape2& grid, bool above) {
   const Combiner& p = *x.p;
   const int64_t step = above ? -grid.m : grid.m;
@@ -84,18 +75,18 @@ inline void pool_columns(const Head& x, const Shape2& grid, bool above) {
     const int64_t row = above ? i : grid.n - 1 - i;
     for (int64_t cell = row * grid.m; cell < (row + 1) * grid.m; ++cell) {
       const int64_t from = cell + step;
-      if (i == 0) clear_region(x, cell);
-      else if (from < p.t && shown(x, from)) join_token(x, from, from, cell);
+      if (i == 0) clear_region(p, x.regions, cell);
+      else if (from < p.t && shown(x, from)) join_token<V>(x, from, from, cell);
       else copy_region(x, from, cell);
     }
   }
-  settle(p, x.regions, grid.n * grid.m);
+  settle_all<V>(p, grid.n * grid.m, x.regions);
 }
 
 template <class V>
 inline void summarise_columns(const Head& x, const Shape2& grid, bool above) {
   const Combiner& p = *x.p;
-  pool_columns(x, grid, above);
+  pool_columns<V>(x, grid, above);
   for (int64_t c = 0; c < grid.m; ++c) {
     const Sees sees = above ? Sees::before : Sees::after;
     const Source column[] = {token_source(x, c, grid.m, column_count(p, grid, c), sees)};
@@ -147,30 +138,31 @@ inline void vertical(const Head& x) {
 }
 
 // For every cell the region of its row's other tokens: those before it, joined with those after it.
+template <class V>
 inline void pool_rows_without_one(const Head& x, const Shape2& grid) {
   const Combiner& p = *x.p;
   float *key = x.scores, *query = x.scores + p.d;
   for (int64_t r = 0; r < grid.n; ++r) {
     const int64_t first = r * grid.m;
     for (int64_t cell = first; cell < first + grid.m; ++cell) {
-      if (cell == first) clear_region(x, cell);
-      else if (cell - 1 < p.t && shown(x, cell - 1)) join_token(x, cell - 1, cell - 1, cell);
+      if (cell == first) clear_region(p, x.regions, cell);
+      else if (cell - 1 < p.t && shown(x, cell - 1)) join_token<V>(x, cell - 1, cell - 1, cell);
       else copy_region(x, cell - 1, cell);
     }
     fill(key, p.d, nothing(p));
     fill(query, p.d, nothing(p));
     float after = 0.0f;
     for (int64_t cell = first + grid.m - 1; cell >= first; --cell) {
-      join(p, x.regions.keys + cell * p.d, key, x.regions.keys + cell * p.d);
-      join(p, x.regions.queries + cell * p.d, query, x.regions.queries + cell * p.d);
+      join<V>(p, x.regions.keys + cell * p.d, key, x.regions.keys + cell * p.d);
+      join<V>(p, x.regions.queries + cell * p.d, query, x.regions.queries + cell * p.d);
       x.regions.size[cell] += after;
       if (cell >= p.t || !shown(x, cell)) continue;
-      join(p, key, x.k.at(cell), key);
-      join(p, query, x.q.at(cell), query);
+      join<V>(p, key, x.k.at(cell), key);
+      join<V>(p, query, x.q.at(cell), query);
       after += 1.0f;
     }
   }
-  settle(p, x.regions, grid.n * grid.m);
+  settle_all<V>(p, grid.n * grid.m, x.regions);
 }
 
 // Values (or keys) of every row's regions: what the queries read there.
@@ -205,7 +197,7 @@ inline void read_columns(const Head& x, const Shape2& grid, bool direct) {
 template <class V>
 inline void horizontal(const Head& x) {
   const Combiner& p = *x.p;
-  pool_rows_without_one(x, p.grid);
+  pool_rows_without_one<V>(x, p.grid);
   read_for_regions<V>(x, p.grid, {x.regions.queries, p.d}, x.v, p.e, Sees::other, x.regions.values);
   read_rows<V>(x, p.grid);
   read_columns<V>(x, p.grid, true);

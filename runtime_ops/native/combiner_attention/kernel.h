@@ -3,7 +3,7 @@
 #define GRAFT_COMBINER_ATTENTION_KERNEL_H_
 
 #include "grid.h"
-#include "levels.h"
+#include "logsparse.h"
 
 namespace graft {
 namespace {
@@ -21,8 +21,7 @@ inline void run_variant(Head* x) {
     case Variant::vertical: return vertical<V>(*x);
     case Variant::horizontal: return horizontal<V>(*x);
     case Variant::row_major: return row_major<V>(*x);
-    case Variant::logsparse: return logsparse<V>(*x);
-    case Variant::mixture: break;
+    default: break;
   }
   x->share = 0.5f;
   fixed<V>(*x);
@@ -31,24 +30,38 @@ inline void run_variant(Head* x) {
 }
 
 template <class V>
+inline void run_grid(const Combiner& p, int64_t b, int64_t head, Arena* arena) {
+  Head x = cut_head<V>(p, arena);
+  load_head<V>(b, head, &x);
+  run_variant<V>(&x);
+  store_head(b, head, x);
+  level_unseeing(p, b, head, x.bias, x.panel.o);
+}
+
+template <class V>
+inline void run_levels(const Combiner& p, int64_t b, int64_t head, Arena* arena) {
+  Levels x = cut_levels<V>(p, arena);
+  load_levels(b, head, &x);
+  logsparse<V>(&x);
+  level_unseeing(p, b, head, x.bias, x.panel.o);
+}
+
+template <class V>
 inline void head_task(void* state, int64_t index) {
   const Job& job = *static_cast<Job*>(state);
   void* space = job.spaces->take();
   if (space == nullptr) return;
   Arena arena(space);
-  Head x = cut_head<V>(*job.p, &arena);
-  const int64_t b = index / job.p->h, head = index % job.p->h;
-  load_head<V>(b, head, &x);
-  run_variant<V>(&x);
-  level_unseeing(x);
-  store_head(b, head, x);
+  const Combiner& p = *job.p;
+  (p.variant == Variant::logsparse ? run_levels<V> : run_grid<V>)(p, index / p.h, index % p.h, &arena);
   job.spaces->give(space);
 }
 
 template <class V>
 inline const char* run_kernel(const Combiner& p) {
   Arena size(nullptr);
-  cut_head<V>(p, &size);
+  if (p.variant == Variant::logsparse) cut_levels<V>(p, &size);
+  else cut_head<V>(p, &size);
   Workspaces spaces(size.bytes());
   Job job{&p, &spaces};
   run_tasks(p.pool, p.b * p.h, head_task<V>, &job);

@@ -43,9 +43,7 @@ inline void begin_panel(const Head& x, const Line& line, int64_t first, int64_t 
   a->rows = rows;
   const int64_t width = vectors_for<V>(rows) * V::lanes;
   pack_transposed<V>(line.queries.at(first), line.queries.step, rows, p.d, a->q, width);
-  fill(a->o, line.width * width, 0.0f);
-  fill(a->max, width, -kInf);
-  fill(a->sum, width, 0.0f);
+  clear_panel(width, line.width, a);
   if (!line.resume) return;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t token = (first + r) * line.step;
@@ -115,16 +113,6 @@ inline void hide_places(Sees sees, int64_t first, int64_t from, int64_t n, int64
   });
 }
 
-// A hidden key's score is set, not added to: it may be anything.
-template <class V>
-inline void add_bias(const float* bias, int64_t step, int64_t n, int64_t width, float* scores) {
-  using F = typename V::F;
-  for_scores<V>(n, width, scores, [&](F s, int64_t j, int64_t) {
-    const float one = bias[j * step];
-    return one == -kInf ? V::set1(-kInf) : V::add(s, V::set1(one));
-  });
-}
-
 template <class V, int RN>
 inline void read_source(const Head& x, const Source& s, int64_t values, int64_t first, Panel* a) {
   constexpr int64_t width = RN * V::lanes;
@@ -163,7 +151,7 @@ inline Line final_line(const Head& x, int64_t token, int64_t step, int64_t count
   Line line{};
   line.queries = {x.q.at(token), x.q.step * step};
   line.count = count, line.width = x.p->e;
-  line.to = x.out + token * x.p->e, line.to_step = x.p->e * step;
+  line.to = x.out + token * x.out_step, line.to_step = x.out_step * step;
   line.share = x.share, line.add = x.more;
   line.state = {x.state.o + token * x.p->e, x.state.max + token, x.state.sum + token};
   line.step = step;

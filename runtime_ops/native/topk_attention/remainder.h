@@ -20,7 +20,7 @@ constexpr float kFaint = 80.0f;  // a key whose score lies further below the row
 // Of every block of keys: the sum of the values that key_bias does not hide, and how many they are.
 struct BlockSums {
   float* values;   // [b][heads][blocks + 1][e]; the last row of a head is room
-  int32_t* sizes;  // [b][heads][blocks]
+  int32_t* sizes;  // [b][heads][blocks]; -1 where a sum is not finite, from which no value can be taken off
 };
 
 inline int64_t blocks_of(const Problem& p) { return ceil_div(p.t, kBlockKeys); }
@@ -41,6 +41,12 @@ inline BlockSums cut_sums(const Problem& p, Arena* arena) {
   return {arena->take<float>(heads * (n + 1) * p.e), arena->take<int32_t>(heads * n)};
 }
 
+inline bool finite(const float* x, int64_t n) {
+  float sum = 0.0f;
+  for (int64_t i = 0; i < n; ++i) sum += x[i] * 0.0f;
+  return sum == 0.0f;
+}
+
 template <class V>
 inline void sums_task(void* state, int64_t index) {
   const SumsJob& job = *static_cast<SumsJob*>(state);
@@ -59,6 +65,7 @@ inline void sums_task(void* state, int64_t index) {
     add_all<V>(p.e, row, sums + j / kBlockKeys * p.e);
     ++sizes[j / kBlockKeys];
   }
+  for (int64_t i = 0; i < n; ++i) sizes[i] = finite(sums + i * p.e, p.e) ? sizes[i] : -1;
 }
 
 // A row's keys, and what is left of each block when the chosen ones are gone.

@@ -12,9 +12,9 @@ namespace {
 constexpr float kInf = __builtin_inff();
 
 template <class T>
-inline T least(T a, T b) { return b < a ? b : a; }
+constexpr T least(T a, T b) { return b < a ? b : a; }
 template <class T>
-inline T most(T a, T b) { return a < b ? b : a; }
+constexpr T most(T a, T b) { return a < b ? b : a; }
 // The higher of two, and a NaN once there is one.
 inline float higher(float x, float high) { return x <= high || high != high ? high : x; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -167,6 +167,20 @@ inline void pack_transposed(const float* from, int64_t stride, int64_t rows, int
     }
     for (; j < n; ++j) {
       for (int64_t x = r; x < r + V::lanes; ++x) to[j * width + x] = x < rows ? from[x * stride + j] : 0.0f;
+    }
+  }
+}
+
+// The way back: to[r][j] = from[j][r] for r < rows, j < n.
+template <class V>
+inline void unpack_transposed(const float* from, int64_t width, int64_t rows, int64_t n, float* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; r += V::lanes) {
+    int64_t j = 0;
+    if (r + V::lanes <= rows) {
+      for (; j + V::lanes <= n; j += V::lanes) V::transpose(from + j * width + r, width, to + r * stride + j, stride);
+    }
+    for (int64_t x = r; x < least<int64_t>(r + V::lanes, rows); ++x) {
+      for (int64_t i = j; i < n; ++i) to[x * stride + i] = from[i * width + x];
     }
   }
 }

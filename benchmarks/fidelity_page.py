@@ -14,9 +14,9 @@ INTRO = """What an approximation costs on real models, as they come from the pac
 Everything is measured with graft itself: `rewriter.apply` writes a model, `runtime_ops.session` runs it with our
 kernels, and what it answers is compared with the original's answers. Where k covers all neurons or keys, or a span all
 tokens, the numbers are the original's; the tests and `graft apply` prove that for every rewrite."""
-DEFORMER = """`examples/deformer`: {layers} layers of 6 of MiniLM apart, as a cross-encoder that scores 8 paragraphs for
-each of {questions} questions; distilled in {steps} steps, {seconds} s on one core. Choices and decisions (relevant or
-not) as the teacher's, right choices, the scores' error. {back:.0%} of the choices that changed come back."""
+DEFORMER = """`examples/deformer`: {layers} layers of 6 of MiniLM apart; 8 paragraphs scored for each of {questions}
+questions. {steps} steps (rate {rate:g}, KD {weights[1]:g}, LRS {weights[2]:g}), {cpu_seconds} s on one core. Choices
+and decisions as the teacher's, right choices, the scores' error; {back:.0%} of the choices that changed come back."""
 COMBINER = """`examples/combiner`: a tiny language model, dense for {steps} steps, made Combiner (`{variant}`) and
 fine-tuned for {more} beside the dense one trained on for as long: loss on unseen text."""
 REMAINDER = """Without a remainder, as in the paper, softmax goes over the k chosen keys. With *mean* it goes over all
@@ -39,7 +39,7 @@ def trained() -> list[str]:
     """Return what training gives back, as the two examples last measured it."""
     names = ("distillation", "combiner_finetuning")
     lesson, tuned = (json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names)
-    deformer = DEFORMER.format(**lesson["settings"], seconds=lesson["cpu_seconds"], back=lesson["back"])
+    deformer = DEFORMER.format(**{**lesson, **lesson["settings"]})
     shares = ("agreement", "decisions", "right")
     rows = [[name, *(f"{row[x]:.0%}" for x in shares), f"{row['rel_l2']:.2f}"] for name, row in lesson["rows"].items()]
     losses = [[name, f"{loss:.4f}"] for name, loss in tuned["rows"].items()]

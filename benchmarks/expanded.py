@@ -126,7 +126,7 @@ def step_seconds(shape: Shape, sizes: Mapping[bool, int], args: argparse.Namespa
         old, new = runs["False"](), runs["True"]()
         error = float(np.linalg.norm(new - old) / np.linalg.norm(old))
         assert error < 1e-5, f"results are {error:.1e} apart"
-    times = in_turn(runs, args.rounds + 1)
+    times = in_turn(runs, args.rounds + 1, warm=True)
     return {expanded: statistics.median(times[str(expanded)][1:]) for expanded in sizes}
 
 

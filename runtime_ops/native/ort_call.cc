@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 namespace graft {
@@ -304,7 +305,9 @@ int32_t read_no_key(const OrtKernelInfo* info) {
   return read_word(info, "no_key", words);
 }
 
-SessionPool::SessionPool(OrtKernelContext* run_context) : pool{this, run_on_session, 0}, context(run_context) {}
+// How many threads a session has cannot be asked; by default it is one for every core.
+SessionPool::SessionPool(OrtKernelContext* run_context)
+    : pool{this, run_on_session, static_cast<int32_t>(std::thread::hardware_concurrency())}, context(run_context) {}
 
 void finish(const SessionPool& session, const char* error) {
   check(session.status);

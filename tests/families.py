@@ -41,7 +41,7 @@ EXPORTERS = (
     Exporter(name="dynamo", opset=20),
     Exporter(name="dynamo", opset=23),
 )
-# Every combination is met by some family of the quick run, which exports each family once.
+# Families of the quick run are exported once each; all of these combinations are met among them.
 COMBINATIONS = tuple((exporter, implementation) for implementation in BOTH for exporter in EXPORTERS)
 
 TEXT: Config = {

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from models import EXPORTS, MODELS, SENTENCE, Export, Model, exported, located, unrounded
+from sweep import sampled
 from test_encoder import DYNAMO, LEGACY, Exported, encoder, export, saved
 
 import rewriter
@@ -69,7 +70,7 @@ def in_parts(folder: Path, manifest: dict[str, Any], parts: tuple[Feeds, Feeds])
 
 
 @both
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", sampled([1, 2], 2))
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra", "mpnet", "albert", "modernbert"])
 def test_split_is_the_one_graph_form(name: str, layers: int, exporter: Any, tmp_path: Path) -> None:
     done: Exported = export(name, exporter, tmp_path)
@@ -212,7 +213,9 @@ def check_model(path: Path, layers: int, separator: int, words: int, folder: Pat
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("export", [e for e in EXPORTS if e.weights is SENTENCE], ids=lambda export: export.name)
+@pytest.mark.parametrize(
+    "export", sampled([e for e in EXPORTS if e.weights is SENTENCE], 2), ids=lambda export: export.name
+)
 def test_a_real_export_is_split(export: Export, tmp_path: Path) -> None:
     check_model(exported(export, tmp_path), 4, SEP, WORDS, tmp_path)
 

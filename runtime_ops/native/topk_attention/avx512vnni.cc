@@ -71,19 +71,20 @@ size_t bytes_of(const Problem& p, int64_t heads) {
   return size.bytes();
 }
 
+bool copies(const Problem& p) { return worth_copying(p, p.args.k) || worth_copying(p, p.args.v); }
+
 // A key head is prepared once, and used by all tasks of its queries. Few heads at a time: all of them would take a
 // quarter of K's memory or, copied, as much as K and V, and threads need no more than enough tasks to share.
 int64_t heads_at_once(const Problem& p) {
-  const bool copies = worth_copying(p, p.args.k) || worth_copying(p, p.args.v);
-  const int64_t enough = int64_t{copies ? 8 : 3} << 20;
+  const int64_t enough = int64_t{copies(p) ? 8 : 3} << 20;
   return least(p.b * p.g, most<int64_t>(1, enough / static_cast<int64_t>(bytes_of(p, 1))));
 }
 
 const char* run_heads(const Problem& p, const float* norms, Heads heads, void* space, Workspaces* spaces) {
   Arena arena(space);
   const Prepared x = take_heads(p, heads, true, &arena);
-  CopyJob job{&p, &x.copied, heads.first};
-  run_tasks(p.pool, heads.end - heads.first, copy_task, &job);
+  CopyJob job{&p, &x.copied, heads};
+  if (copies(p)) run_tasks(p.pool, ceil_div(p.t, kCopiedRows), copy_task, &job);
   const char* error = quantise(x.copied, heads, x.keys);
   return error != nullptr ? error : run_quantised(x.copied, norms, heads, x.keys, spaces);
 }

@@ -31,24 +31,37 @@ inline graft_tensor take_copied(const Problem& p, const graft_tensor& x, Heads h
 struct CopyJob {
   const Problem* far;
   const Problem* copied;
-  int64_t first;  // of the key heads
+  Heads heads;
 };
 
-inline void copy_rows(const Problem& p, const Block& k, const graft_tensor& from, const graft_tensor& to) {
-  if (from.data == to.data) return;
-  const int64_t row = from.shape[3] * element_size(from.dtype);
-  char* at = static_cast<char*>(const_cast<void*>(head_data(k, to)));
-  for (int64_t j = 0; j < p.t; ++j, at += row) {
-    memcpy(at, element(head_data(k, from), from.dtype, j * from.strides[2]), static_cast<size_t>(row));
-  }
+inline void ask_for(const void* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(row) + at);
 }
 
+constexpr int64_t kCopyAhead = 8;  // rows; no processor foresees steps of a token
+
+inline void copy_row(const Block& k, int64_t j, const graft_tensor& from, const graft_tensor& to) {
+  if (from.data == to.data) return;
+  const int64_t bytes = from.shape[3] * element_size(from.dtype), ahead = least(j + kCopyAhead, from.shape[2] - 1);
+  ask_for(element(head_data(k, from), from.dtype, ahead * from.strides[2]), bytes);
+  memcpy(const_cast<void*>(element(head_data(k, to), to.dtype, j * to.strides[2])),
+         element(head_data(k, from), from.dtype, j * from.strides[2]), static_cast<size_t>(bytes));
+}
+
+constexpr int64_t kCopiedRows = 256;  // of a task
+
+// Some rows of all heads: those of one token lie in the same page.
 inline void copy_task(void* state, int64_t index) {
   const CopyJob& job = *static_cast<CopyJob*>(state);
-  const int64_t head = job.first + index;
-  const Block k{head / job.far->g, head % job.far->g, 0, 0, 0};
-  copy_rows(*job.far, k, job.far->args.k, job.copied->args.k);
-  copy_rows(*job.far, k, job.far->args.v, job.copied->args.v);
+  const Problem& p = *job.far;
+  const int64_t first = index * kCopiedRows;
+  for (int64_t j = first; j < least(first + kCopiedRows, p.t); ++j) {
+    for (int64_t head = job.heads.first; head < job.heads.end; ++head) {
+      const Block k{head / p.g, head % p.g, 0, 0, 0};
+      copy_row(k, j, p.args.k, job.copied->args.k);
+      copy_row(k, j, p.args.v, job.copied->args.v);
+    }
+  }
 }
 
 }  // namespace

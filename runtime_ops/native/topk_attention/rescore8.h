@@ -2,6 +2,7 @@
 #ifndef GRAFT_RESCORE8_H_
 #define GRAFT_RESCORE8_H_
 
+#include "copied.h"
 #include "pick8.h"
 
 namespace graft {
@@ -46,17 +47,14 @@ inline __m256 dots(const float* q, const void* const* keys, int64_t any_d) {
   return _mm256_add_ps(reduce8(sum), _mm256_loadu_ps(rest));
 }
 
-constexpr int64_t kAhead = 8;  // rows of k are anywhere in memory, so they are asked for ahead
+constexpr int64_t kAhead = 16;   // rows of k are anywhere in memory, so they are asked for ahead
+constexpr int64_t kLinked = 32;  // ids behind a row's last candidate
 
-inline void ask_for(const void* row, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(static_cast<const char*>(row) + at, _MM_HINT_T0);
-}
-
-// Scores of the candidates from `first` on. Behind the last one, a vector of ids tells what is needed next.
+// Scores of the candidates. Behind the last one, ids tell what is needed next.
 template <int32_t Dtype, int64_t D = 0>
-inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t any_d, int64_t first, Candidates* c) {
+inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t any_d, Candidates* c) {
   const int64_t d = D > 0 ? D : any_d;
-  for (int64_t i = first; i < c->count; i += kDots) {
+  for (int64_t i = 0; i < c->count; i += kDots) {
     const void* some[kDots];
 #pragma GCC unroll 8
     for (int x = 0; x < kDots; ++x) {
@@ -67,25 +65,18 @@ inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t an
   }
 }
 
-inline void score_again(const Problem& p, const Block& k, const Walk& walk, const float* query, int64_t first,
-                        Candidates* c) {
+inline void score_again(const Problem& p, const Block& k, const Walk& walk, const float* query, Candidates* c) {
   const graft_tensor& x = p.args.k;
   const void* keys = head_data(k, x);
-  if (x.dtype == GRAFT_F32 && p.d == 64) dot_all<GRAFT_F32, 64>(keys, x.strides[2], query, p.d, first, c);
-  else if (x.dtype == GRAFT_F32) dot_all<GRAFT_F32>(keys, x.strides[2], query, p.d, first, c);
-  if (x.dtype == GRAFT_F16) dot_all<GRAFT_F16>(keys, x.strides[2], query, p.d, first, c);
-  if (x.dtype == GRAFT_BF16) dot_all<GRAFT_BF16>(keys, x.strides[2], query, p.d, first, c);
-  for (int64_t i = first; walk.bias != nullptr && i < c->count; ++i) c->scores[i] += walk.bias[id_at(*c, i)];
-}
-
-inline float lowest(const float* x, int64_t n) {
-  __m512 low = _mm512_set1_ps(kInf);
-  for (int64_t i = 0; i < n; i += 16) low = _mm512_mask_min_ps(low, lanes_of(n - i), low, _mm512_loadu_ps(x + i));
-  return _mm512_reduce_min_ps(low);
+  if (x.dtype == GRAFT_F32 && p.d == 64) dot_all<GRAFT_F32, 64>(keys, x.strides[2], query, p.d, c);
+  else if (x.dtype == GRAFT_F32) dot_all<GRAFT_F32>(keys, x.strides[2], query, p.d, c);
+  if (x.dtype == GRAFT_F16) dot_all<GRAFT_F16>(keys, x.strides[2], query, p.d, c);
+  if (x.dtype == GRAFT_BF16) dot_all<GRAFT_BF16>(keys, x.strides[2], query, p.d, c);
+  for (int64_t i = 0; walk.bias != nullptr && i < c->count; ++i) c->scores[i] += walk.bias[id_at(*c, i)];
 }
 
 // The lowest 16-bit score that is listed where k keys reach `reached`. Both may be wrong by the row's error bound, so
-// at a `reach` of 2 no key below it can be among the k best; nearly always less is enough, which add_others proves.
+// at a `reach` of 2 no key below it can be among the k best; nearly always less is enough, which `proved` tells.
 inline int level_below(const Row8& row, int reached, float reach) {
   const float level = __builtin_floorf(static_cast<float>(reached) - reach * row.bound * row.bias_unit);
   return level > static_cast<float>(kHidden) ? static_cast<int>(level) : kHidden + 1;
@@ -109,13 +100,17 @@ inline void guess_level(const Search8& s, int64_t r) {
   s.x.found[r].reached = guess > -3e4f && guess < 3e4f ? static_cast<int>(guess) : 0;
 }
 
+// Where some of what was listed can be forgotten again, or is worth it, scores are kept with it.
+inline bool several_tiles(const Search8& s) { return s.walk.end - s.walk.at / kPanelKeys * kPanelKeys > kTileKeys; }
+inline bool too_many(int64_t listed, int64_t k) { return listed > 2 * k; }
+
 // Lists what rows `first` .. `end` - 1 can need of a tile. False where there is no room.
 inline bool find_few(const Search8& s, const Chunk& chunk, int64_t k, int64_t first, int64_t end) {
   const Topk8Scratch& x = s.x;
   const int64_t packs = x.stride / kPack, hits = 2 * packs + 16;
   for (int64_t r = first; r < end; ++r) {
     Found& f = x.found[r];
-    if (chunk.before == 0) guess_level(s, r);
+    guess_level(s, r);
     f.reached = find_level(x.maxima + r * x.groups * kPack, x.groups, k, f.reached);
     const int level = level_below(x.rows[r], f.reached, s.reach);
     find_masks(x.tile + r * x.stride, chunk.packs, level, x.masks + (r - first) * packs);
@@ -123,18 +118,20 @@ inline bool find_few(const Search8& s, const Chunk& chunk, int64_t k, int64_t fi
   for (int64_t r = first; r < end; ++r) {
     x.found[r].hits = find_hits(x.masks + (r - first) * packs, chunk.packs, x.hits + (r - first) * hits);
   }
-  int32_t* to = x.entries;
+  int32_t* to = x.places;
   for (int64_t r = first; r < end; ++r) {
     Found& f = x.found[r];
-    f.listed = list_hits(x.tile + r * x.stride, f.hits, x.hits + (r - first) * hits, to);
+    f.listed = list_hits(f.hits, x.hits + (r - first) * hits, to);
     if (f.count > x.room / 2) drop_below(level_below(x.rows[r], f.reached, s.reach), &f);
     if (f.count + f.listed > x.room) return false;
     to += f.listed;
   }
-  to = x.entries;
+  to = x.places;
   for (int64_t r = first; r < end; ++r) {
-    keep_listed(to, chunk, x, &x.found[r]);
-    to += x.found[r].listed;
+    Found& f = x.found[r];
+    const bool scored = several_tiles(s) || too_many(f.listed, k);
+    keep_listed(to, scored ? x.tile + r * x.stride : nullptr, chunk, x.starts, &f);
+    to += f.listed;
   }
   return true;
 }
@@ -148,52 +145,35 @@ inline bool find_tile(const Search8& s, const Chunk& chunk, int64_t k) {
   return true;
 }
 
+// Leaves the candidates: of what all tiles listed, what the last one's level leaves; where this is much, what the level
+// of all that is listed and the keys' own error bounds leave.
+inline void end_list(const Search8& s, int64_t k, Row8* row, Found* f) {
+  const bool many = too_many(f->count, k);
+  if (many) f->reached = raise_level(*f, k, f->reached);
+  f->level = level_below(*row, f->reached, s.reach);
+  if (many && f->level > kHidden + 1) {
+    drop_impossible(s.keys, *row, row->unit * static_cast<float>(f->level) + row->bound, f);
+  } else if (several_tiles(s)) {
+    drop_below(f->level, f);
+  }
+  row->best.count = f->count;
+}
+
 // Behind the ids of each row's candidates, those of the next row: see dot_all.
 inline void link_rows(const Search8& s) {
   for (int64_t r = 0; r < s.k.rows; ++r) {
-    const Row8 &row = s.x.rows[r], &next = s.x.rows[least(r + 1, s.k.rows - 1)];
-    const int64_t at = least(next.scored, most<int64_t>(0, next.best.count - 1));
-    if (row.best.count > 0) {
-      const float last = row.best.ids[row.best.count - 1];
-      Avx512::store(row.best.ids + row.best.count, Avx512::set1(last));
+    const Candidates &row = s.x.rows[r].best, &next = s.x.rows[least(r + 1, s.k.rows - 1)].best;
+    const float last = row.count > 0 ? row.ids[row.count - 1] : 0.0f;
+    for (int64_t i = 0; i < kLinked; i += 16) {
+      const __m512 ids = next.count >= i + 16 ? Avx512::load(next.ids + i) : Avx512::set1(last);
+      Avx512::store(row.ids + row.count + i, ids);
     }
-    if (next.best.count >= at + 16) Avx512::store(row.best.ids + row.best.count, Avx512::load(next.best.ids + at));
   }
 }
 
-// Scores all rows' candidates in fp32 that are not yet: rows in turn, with nothing between that has to wait for them.
-inline void score_rows(const Search8& s) {
-  link_rows(s);
-  for (int64_t r = 0; r < s.k.rows; ++r) {
-    Row8& row = s.x.rows[r];
-    score_again(s.p, s.k, s.walk, s.x.queries + r * s.p.d, row.scored, &row.best);
-  }
-}
-
-// The k best by 16-bit score, or a few more.
-inline void add_certain(const Search8& s, int64_t k) {
-  const auto each = [&](auto step) {
-    for (int64_t r = 0; r < s.k.rows; ++r) step(r, &s.x.found[r]);
-  };
-  each([&](int64_t r, Found* f) {
-    f->level = level_below(s.x.rows[r], f->reached, s.reach);
-    if (s.walk.end > kTileKeys) drop_below(f->level, f);
-  });
-  each([&](int64_t, Found* f) { f->reached = f->reached > kHidden ? raise_level(*f, k, f->reached) : kHidden; });
-  each([&](int64_t r, Found* f) { add_best(f->reached, f, &s.x.rows[r].best); });
-}
-
-// The k best of all reach the lowest score of k keys; of the other keys, only those are candidates whose error bounds
-// admit that level. False where this may be a key that is not listed.
-inline bool add_others(const Search8& s, int64_t r) {
-  Row8& row = s.x.rows[r];
-  Candidates& best = row.best;
-  row.scored = best.count;
-  if (s.x.found[r].reached > kHidden) best.threshold = lowest(best.scores, best.count);
-  const float wanted = best.threshold - row.base;
-  add_possible(s.keys, row, wanted, s.x.found[r], &best);
-  const Found& f = s.x.found[r];
-  return f.level == kHidden + 1 || (wanted - row.bound) * row.bias_unit >= static_cast<float>(f.level);
+// Whether no key that is not listed can be among the k best, the lowest of which scores `lowest`.
+inline bool proved(const Row8& row, const Found& f, float lowest) {
+  return f.level == kHidden + 1 || (lowest - row.base - row.bound) * row.bias_unit >= static_cast<float>(f.level);
 }
 
 }  // namespace

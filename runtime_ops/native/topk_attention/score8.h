@@ -16,7 +16,7 @@ constexpr int64_t kPacksAtOnce = 8;   // a row's packs are padded to a multiple 
 constexpr int16_t kHidden = -32768;
 
 struct Row8 {
-  Candidates best;  // in fp32; what does not reach the threshold is none of the k best
+  Candidates best;  // in fp32; its ids are what the row has found
   float scale, unit;
   float bias_unit;      // 1 / unit
   float length, error;  // of the query: its norm, and that of what its bytes miss
@@ -24,12 +24,11 @@ struct Row8 {
   float bound;          // no key's score is further off, slack included
   float base;           // what 16-bit scores leave out
   Sight sight;
-  int64_t scored;  // so many candidates have their fp32 score
 };
 
 // What a row has found so far: keys that can be among its k best, and their 16-bit scores.
 struct Found {
-  int32_t *ids, *scores;
+  int32_t *ids, *scores;  // the latter as long as tiles are scored
   int64_t count;
   int reached;  // k keys reach it; kHidden before there are as many
   int level;    // every score from here on is listed
@@ -45,7 +44,7 @@ struct Topk8Scratch {
   int64_t groups;
   int32_t* starts;  // of the tile's panels: their first keys
   uint32_t *masks, *hits;  // [kRowsAtOnce][packs], [kRowsAtOnce][2 packs + a vector]
-  int32_t* entries;        // of these rows
+  int32_t* places;         // of these rows' hits in the tile
   int64_t room;     // for what a row finds
   Found* found;     // [rows]
   int32_t* lists;   // theirs

@@ -1,9 +1,9 @@
 // Top-k attention that scores in 8-bit integers (AVX-512 VNNI) and proves that it loses nothing.
 //
-// With q = q8 + dq and k = k8 + dk, |q.k - q8.k8| <= |q| |dk| + |dq| |k8| = E. The k best by 8-bit score, or a few
-// more, are scored in fp32; the k best of all reach the lowest of these scores, so a key whose 8-bit score lies E
-// below it is none of them, and only the keys between are scored in fp32 too. Where not all of these are listed, more
-// are, in a second try; where they are too many for the list, the block is done in fp32 instead.
+// With q = q8 + dq and k = k8 + dk, |q.k - q8.k8| <= |q| |dk| + |dq| |k8| = E. Keys whose 8-bit scores lie a little more
+// than E below a level that k of them reach are scored in fp32, and the k best of these are all there are, if the lowest
+// of them scores E more than any key that is not listed: that is checked afterwards. Where it does not hold, more keys
+// are listed, in a second try; where they are too many for the list, the block is done in fp32 instead.
 #ifndef GRAFT_TOPK8_H_
 #define GRAFT_TOPK8_H_
 
@@ -22,12 +22,15 @@ struct Topk8Job {
 
 inline Selection selection8(const Problem& p) { return {p.top_k, round_up(2 * p.top_k + 1024, 64)}; }
 
+// Of what a row has found, with room for what is read and written in whole vectors.
+inline int64_t list_stride(const Selection& s) { return s.capacity + 64; }
+
 // Scores between two rows of the tile: an odd number of cache lines, or all rows would share a set of the cache.
 inline int64_t tile_stride(const Problem& p) {
   return round_up(least(p.t, kTileKeys), kPacksAtOnce * kPack) + kPack;
 }
 
-inline int64_t topk8_rows(const Problem& p) { return least<int64_t>(p.rows, 24); }  // a multiple of score_rows8's
+inline int64_t topk8_rows(const Problem& p) { return least<int64_t>(p.rows, 48); }  // a multiple of score_rows8's
 
 inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows, Arena* arena) {
   Topk8Scratch x;
@@ -35,7 +38,7 @@ inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows
   x.query = arena->take<float>(padded(p));
   x.out = arena->take<float>(p.e);
   x.mean = take_mean(p, arena);
-  x.pool = arena->take<float>(rows * pool_stride(s));
+  x.pool = arena->take<float>(rows * list_stride(s));
   x.bias = arena->take<float>(kPanelKeys);
   x.bytes = arena->take<uint8_t>(rows * quads(p) * 4 + padded(p));
   x.stride = tile_stride(p);
@@ -46,9 +49,9 @@ inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows
   x.masks = arena->take<uint32_t>(kRowsAtOnce * (x.stride / kPack));
   x.hits = arena->take<uint32_t>(kRowsAtOnce * (2 * x.stride / kPack + 16));
   x.room = s.capacity;
-  x.entries = arena->take<int32_t>(kRowsAtOnce * x.room + x.stride);
+  x.places = arena->take<int32_t>(kRowsAtOnce * x.stride + 16);
   x.found = arena->take<Found>(rows);
-  x.lists = arena->take<int32_t>(rows * 2 * (x.room + 64));
+  x.lists = arena->take<int32_t>(rows * 2 * list_stride(s));
   x.rows = arena->take<Row8>(rows);
   return x;
 }
@@ -99,12 +102,11 @@ inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, co
   row.slack = lane * row.length * (keys.norm + keys.error + keys.mean_norm) + range.rounding + 0.75f * row.unit;
   row.bound = 1.001f * (row.length * keys.error + row.error * keys.norm) + row.slack + row.unit;
   row.base = range.top + dot<Avx512>(unscaled, keys.mean, p.d);
-  float* list = x.pool + r * pool_stride(job.selection);
-  row.best = {list, list + job.selection.capacity + 64, 0, -kInf};
+  const int64_t stride = list_stride(job.selection);
+  int32_t* found = x.lists + r * 2 * stride;
+  row.best = {x.pool + r * stride, reinterpret_cast<float*>(found), 0, -kInf};
   row.sight = sight_of(p, k, r);
-  row.scored = 0;
-  int32_t* found = x.lists + r * 2 * (x.room + 64);
-  x.found[r] = {found, found + x.room + 64, 0, 0, 0, 0, 0};
+  x.found[r] = {found, found + stride, 0, 0, 0, 0, 0};
   return row.bound < kInf && row.bias_unit < kInf && __builtin_fabsf(row.base) < kInf;
 }
 
@@ -123,13 +125,16 @@ inline void drop_ties(float level, int64_t ties, Candidates* c) {
   }
 }
 
-// Leaves the k best, which all reach the threshold; of equal ones the first, as everywhere, though candidates are in
-// no order here. Few more than k reach it, so the k-th is looked for from there on, in steps that grow from `step`.
-inline void cut_exactly(int64_t k, float step, Candidates* c) {
+inline float lowest(const float* x, int64_t n) {
+  __m512 low = _mm512_set1_ps(kInf);
+  for (int64_t i = 0; i < n; i += 16) low = _mm512_mask_min_ps(low, lanes_of(n - i), low, _mm512_loadu_ps(x + i));
+  return _mm512_reduce_min_ps(low);
+}
+
+// Leaves the k best; of equal ones the first, as everywhere, though candidates are in no order here.
+inline void cut_exactly(int64_t k, float guess, float step, Candidates* c) {
   pad<Avx512>(c);
   if (c->count <= k) return;
-  const float guess = below(c->threshold);
-  if (c->threshold > -kInf) c->threshold = below(guess);
   const Cut cut = find_cut<Avx512>(*c, k, 0, guess, step);
   if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
   keep_above<Avx512>(cut.above < k ? below(cut.level) : cut.level, 0, c);
@@ -149,23 +154,29 @@ inline bool find_rows(const Search8& s, float top) {
 // narrow: keys that were not listed may matter. unproved: no bound, or no room for all that it admits.
 enum class Outcome { done, narrow, unproved };
 
+// Cuts a row's scored candidates back to the k best; false where these are not proved.
+inline bool end_row8(const Search8& s, Row8* row, const Found& f) {
+  const float depth = row->unit * static_cast<float>(f.reached - f.level);
+  const float guess = row->base + row->unit * static_cast<float>(f.reached) + 0.5f * depth;
+  cut_exactly(s.p.top_k, guess, 0.2f * depth, &row->best);
+  return proved(*row, f, lowest(row->best.scores, row->best.count));
+}
+
 // All rows of the block, step by step rather than row by row: first what reads the tile, before keys and values push
 // it out of the cache; then keys and values, which are on their way for one row while another is worked on.
 inline Outcome search_rows(const Search8& s, float top) {
+  const Topk8Scratch& x = s.x;
   if (!find_rows(s, top)) return Outcome::unproved;
-  add_certain(s, s.p.top_k);
-  score_rows(s);
+  for (int64_t r = 0; r < s.k.rows; ++r) end_list(s, s.p.top_k, &x.rows[r], &x.found[r]);
+  link_rows(s);
+  for (int64_t r = 0; r < s.k.rows; ++r) score_again(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
   for (int64_t r = 0; r < s.k.rows; ++r) {
-    if (!add_others(s, r)) return Outcome::narrow;
-  }
-  score_rows(s);
-  for (int64_t r = 0; r < s.k.rows; ++r) {
-    cut_exactly(s.p.top_k, 0.1f * s.x.rows[r].bound, &s.x.rows[r].best);
-    s.x.rows[r].scored = 0;
+    ask_for(row_of(s.p, s.k, s.p.args.out, r), s.p.e * element_size(s.p.args.out.dtype));
+    if (!end_row8(s, &x.rows[r], x.found[r])) return Outcome::narrow;
   }
   link_rows(s);
-  Mean mean{s.x.mean, false};
-  for (int64_t r = 0; r < s.k.rows; ++r) write_row<Avx512>(s.p, s.k, r, &s.x.rows[r].best, s.x.out, &mean);
+  Mean mean{x.mean, false};
+  for (int64_t r = 0; r < s.k.rows; ++r) write_row<Avx512>(s.p, s.k, r, &x.rows[r].best, x.out, &mean);
   return Outcome::done;
 }
 

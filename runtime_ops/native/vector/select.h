@@ -33,14 +33,6 @@ inline float from_order(int64_t order) {
 // The number before x; before either zero, one that is no denormal, which a session may have set to count as 0.
 inline float below(float x) { return x == 0.0f ? -0x1p-126f : from_order(to_order(x) - 1); }
 
-template <class V>
-inline int64_t count_above(const float* scores, int64_t n, float level) {
-  const typename V::F at = V::set1(level);
-  int64_t above = 0;
-  for (int64_t i = 0; i < n; i += V::lanes) above += V::count(V::gt(V::load(scores + i), at));
-  return above;
-}
-
 // Buffers are read in whole vectors, so what lies behind the last score must never be chosen.
 template <class V>
 inline void pad(Candidates* c) {
@@ -54,6 +46,62 @@ inline float highest(const Candidates& c) {
   return V::reduce_max(high);
 }
 
+constexpr int kLevels = 3;  // counted at a time: a search waits for few counts, each of which reads all numbers
+
+// A level, and how many numbers lie above it.
+struct Count {
+  int64_t level, above;
+};
+
+// Where to look: around `level`, `step` apart.
+struct Guess {
+  int64_t level, step;
+};
+
+// The next levels to look at: where the line between two counts has k; now and then quarters, which need no luck.
+inline Guess next_guess(Count low, Count top, int64_t k, int tries) {
+  const int64_t width = top.level - low.level;
+  if (tries % 4 == 3 || low.above <= top.above) return {low.level + width / 2, most<int64_t>(1, width / 4)};
+  const double share = static_cast<double>(low.above - k) / static_cast<double>(low.above - top.above);
+  const int64_t ahead = static_cast<int64_t>(share * static_cast<double>(width));
+  return {low.level + ahead, most<int64_t>(1, width / (low.above - top.above))};
+}
+
+// Looks for a level with k .. k + slack numbers above it, where more lie above `low` and fewer than k above `top`;
+// where ties forbid that, finds the lowest with fewer than k. above(levels, counts) counts for kLevels ascending ones.
+template <class Above>
+inline Count search_level(Above above, int64_t k, int64_t slack, Count low, Count top, Guess guess) {
+  for (int tries = 0; top.level - low.level > 1; ++tries) {
+    int64_t levels[kLevels], counts[kLevels];
+    for (int x = 0; x < kLevels; ++x) {
+      const int64_t level = guess.level + (x - kLevels / 2) * guess.step;
+      levels[x] = most(low.level + 1, least(level, top.level - 1));
+    }
+    above(levels, counts);
+    for (int x = 0; x < kLevels; ++x) {
+      if (counts[x] >= k && counts[x] <= k + slack) return {levels[x], counts[x]};
+      if (counts[x] > k) {
+        low = {levels[x], counts[x]};
+        continue;
+      }
+      top = {levels[x], counts[x]};
+      break;
+    }
+    guess = next_guess(low, top, k + slack / 2, tries + 1);
+  }
+  return top;
+}
+
+template <class V>
+inline void count_above(const float* scores, int64_t n, const int64_t* levels, int64_t* counts) {
+  typename V::F at[kLevels];
+  for (int x = 0; x < kLevels; ++x) at[x] = V::set1(from_order(levels[x])), counts[x] = 0;
+  for (int64_t i = 0; i < n; i += V::lanes) {
+    const typename V::F score = V::load(scores + i);
+    for (int x = 0; x < kLevels; ++x) counts[x] += V::count(V::gt(score, at[x]));
+  }
+}
+
 struct Cut {
   float level;
   int64_t above;
@@ -61,20 +109,15 @@ struct Cut {
 
 // A level with k .. k + slack scores above it; or, where ties forbid that, the k-th score itself, with fewer than k
 // above it. Needs more than k + slack candidates. None lies below the threshold; a few may equal it, the first of many
-// that did when it was found. Starts at `guess`, in growing steps.
+// that did when it was found. `guess` is where to look first, in steps of `step`, if that is known.
 template <class V>
-inline Cut find_cut(const Candidates& c, int64_t k, int64_t slack, float guess = -kInf, float step = 0.0f) {
-  const int64_t bottom = to_order(c.threshold) - 1, most_order = to_order(highest<V>(c));
-  int64_t low = bottom, top = most_order, at = to_order(guess), above_top = 0;
-  for (; top - low > 1; step *= 2.0f) {
-    if (at <= low || at >= top) at = low + (top - low) / 2;
-    const float level = from_order(at);
-    const int64_t above = count_above<V>(c.scores, c.count, level);
-    if (above >= k && above <= k + slack) return {level, above};
-    if (above > k) low = at, at = top < most_order ? low : to_order(level + step);
-    else top = at, above_top = above, at = low > bottom ? top : to_order(level - step);
-  }
-  return {from_order(top), above_top};
+inline Cut find_cut(const Candidates& c, int64_t k, int64_t slack, float guess = kInf, float step = 0.0f) {
+  const auto above = [&](const int64_t* levels, int64_t* counts) { count_above<V>(c.scores, c.count, levels, counts); };
+  const Count low{to_order(c.threshold) - 1, c.count}, top{to_order(highest<V>(c)), 0};
+  Guess first = next_guess(low, top, k, 3);
+  if (guess < kInf) first = {to_order(guess), to_order(guess + step) - to_order(guess)};
+  const Count found = search_level(above, k, slack, low, top, first);
+  return {from_order(found.level), found.above};
 }
 
 // Keeps the scores above `level`, and of those equal to it the first `ties`.

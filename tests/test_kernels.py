@@ -402,6 +402,7 @@ def with_channels(sample: Sample, **factors: Array) -> Sample:
 
 WIDE = {"h": 1, "g": 1, "s": 96, "t": 1500, "d": 64, "e": 64}
 CHANNELS = np.where(np.arange(64) == 5, 50.0, 1.0)
+MANY = {"h": 1, "g": 1, "s": 3200, "t": 700, "d": 16, "e": 8}  # enough for levels that are guessed
 HARD: dict[str, Sample] = {
     "normal": tensors(**WIDE),
     "clusters": clustered(1500),
@@ -420,6 +421,14 @@ HARD: dict[str, Sample] = {
     "several tiles, causal": tensors(h=1, g=1, s=20, t=40000, d=8, e=8) | {"causal": True, "past_length": 32758},
     "several tiles, window": tensors(h=1, g=1, s=20, t=40000, d=8, e=8)
     | {"causal": True, "window": 9000, "past_length": 32758},
+    "many queries": tensors(**MANY),
+    "many queries, blocks of eight": tensors(h=1, g=1, s=12400, t=350, d=8, e=8),
+    "many queries, every other one far": with_channels(tensors(**MANY), q=np.where(np.arange(3200) % 2, 1, 40)[:, None]),
+    "many queries, no two blocks alike": tensors(**MANY)
+    | {"q": tensors(**MANY)["q"] + 4 * np.float32((np.arange(3200) // 48 % 3 == 0)[:, None])},
+    "many queries, causal": tensors(**MANY) | {"causal": True, "past_length": 350},
+    "many queries, window": tensors(**MANY | {"t": 3500}) | {"causal": True, "window": 400, "past_length": 300},
+    "many queries, bias": tensors(**MANY) | {"bias": noise(700)},
     "several tiles, mask": tensors(h=1, g=1, s=13, t=70000, d=8, e=8) | {"key_mask": chosen(1, 70000, share=0.01)},
 }
 
@@ -440,6 +449,16 @@ def test_selection_on_hard_data(isa: str, name: str, k_top: int) -> None:
     plain = attention(sample, np.float32)[0]
     allowed = 1e-5 * np.abs(golden).max() + 2 * np.abs(plain - golden)[clear].max()
     assert np.abs(out - golden)[clear].max() <= allowed
+
+
+@pytest.mark.skipif("avx512vnni" not in ISAS, reason="this processor has no kernel that scores in 8 bits")
+def test_guesses_hold_where_rows_are_alike() -> None:
+    before = kernels.topk_proofs()
+    run(HARD["many queries, blocks of eight"] | {"k_top": 16}, isa="avx512vnni")
+    after = kernels.topk_proofs()
+    assert after["blocks"] - before["blocks"] == 259
+    assert after["widened"] - before["widened"] < 10  # single rows of 12,400
+    assert after["in_fp32"] == before["in_fp32"]
 
 
 @pytest.mark.skipif("avx512vnni" not in ISAS, reason="this processor has no kernel that scores in 8 bits")
@@ -472,6 +491,12 @@ def test_infinite_inputs_do_not_crash(isa: str, value: float, where: str, k_top:
 )
 def test_threads_change_nothing(name: str) -> None:
     assert np.array_equal(run(SAMPLES[name], threads=1), run(SAMPLES[name], threads=3))
+
+
+@pytest.mark.parametrize("name", ["many queries, blocks of eight", "many queries, no two blocks alike"])
+def test_threads_do_not_change_what_is_guessed(name: str) -> None:
+    sample = HARD[name] | {"k_top": 16}
+    assert np.array_equal(run(sample, threads=1), run(sample, threads=3))
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,25 @@
 namespace graft {
 namespace {
 
+// Tasks are some blocks of a unit each: what is learnt from one is of use for the next.
 struct Topk8Task {
   Topk8Job job;
-  int64_t first;  // block
+  int64_t unit, blocks, tasks;  // the first unit; blocks and tasks of a unit
 };
 
 inline void topk8_task(void* state, int64_t index) {
   const Topk8Task& task = *static_cast<Topk8Task*>(state);
-  const Topk8Job& job = task.job;
-  void* space = job.exact.spaces->take();
+  void* space = task.job.exact.spaces->take();
   if (space == nullptr) return;
-  topk8_block(job, block_at(*job.exact.p, job.block_rows, task.first + index), space);
-  job.exact.spaces->give(space);
+  const int64_t unit = (task.unit + index / task.tasks) * task.blocks, part = index % task.tasks;
+  topk8_blocks(task.job, unit + part * task.blocks / task.tasks, unit + (part + 1) * task.blocks / task.tasks, space);
+  task.job.exact.spaces->give(space);
+}
+
+// Of a unit: enough for many threads, of at most eight blocks, and the same however many heads are worked on at a time.
+int64_t tasks_of(const Problem& p, int64_t blocks) {
+  const int64_t together = most<int64_t>(1, least<int64_t>(8, p.b * p.units * blocks / 32));
+  return ceil_div(blocks, together);
 }
 
 const char* quantise(const Problem& p, Heads heads, Keys8* keys) {
@@ -33,10 +40,10 @@ const char* quantise(const Problem& p, Heads heads, Keys8* keys) {
 
 const char* run_quantised(const Problem& p, const float* norms, Heads heads, const Keys8* keys, Workspaces* spaces) {
   const Selection in_fp32{p.top_k, capacity_for(p.top_k)};
-  const int64_t rows = topk8_rows(p), blocks = p.units / p.g * ceil_div(p.rows, rows);  // of a key head
+  const int64_t rows = topk8_rows(p), share = p.units / p.g, blocks = ceil_div(p.rows, rows), tasks = tasks_of(p, blocks);
   Topk8Task task{{{&p, spaces, norms, rows, in_fp32}, keys, heads.first, rows, selection8(p)},
-                 heads.first * blocks};
-  run_tasks(p.pool, (heads.end - heads.first) * blocks, topk8_task, &task);
+                 heads.first * share, blocks, tasks};
+  run_tasks(p.pool, (heads.end - heads.first) * share * tasks, topk8_task, &task);
   return spaces->error();
 }
 

@@ -104,43 +104,58 @@ inline void guess_level(const Search8& s, int64_t r) {
 inline bool several_tiles(const Search8& s) { return s.walk.end - s.walk.at / kPanelKeys * kPanelKeys > kTileKeys; }
 inline bool too_many(int64_t listed, int64_t k) { return listed > 2 * k; }
 
-// Lists what rows `first` .. `end` - 1 can need of a tile. False where there is no room.
-inline bool find_few(const Search8& s, const Chunk& chunk, int64_t k, int64_t first, int64_t end) {
+// One bit a key, for some rows.
+struct Bits {
+  const uint32_t* data;
+  int64_t stride;
+  bool tile;  // the keys' scores are at hand
+};
+
+// Lists the keys whose bits are set, for rows `first` .. `end` - 1. False where there is no room.
+inline bool list_few(const Search8& s, const Chunk& chunk, const Bits& bits, int64_t first, int64_t end) {
   const Topk8Scratch& x = s.x;
-  const int64_t packs = x.stride / kPack, hits = 2 * packs + 16;
   for (int64_t r = first; r < end; ++r) {
-    Found& f = x.found[r];
-    guess_level(s, r);
-    f.reached = find_level(x.maxima + r * x.groups * kPack, x.groups, k, f.reached);
-    const int level = level_below(x.rows[r], f.reached, s.reach);
-    find_masks(x.tile + r * x.stride, chunk.packs, level, x.masks + (r - first) * packs);
-  }
-  for (int64_t r = first; r < end; ++r) {
-    x.found[r].hits = find_hits(x.masks + (r - first) * packs, chunk.packs, x.hits + (r - first) * hits);
+    const int64_t i = r - first;
+    x.found[r].hits = find_hits(bits.data + i * bits.stride, chunk.packs, x.hits + i * x.hit_room);
+    if (x.found[r].hits > x.room) return false;
   }
   int32_t* to = x.places;
   for (int64_t r = first; r < end; ++r) {
     Found& f = x.found[r];
-    f.listed = list_hits(f.hits, x.hits + (r - first) * hits, to);
-    if (f.count > x.room / 2) drop_below(level_below(x.rows[r], f.reached, s.reach), &f);
+    f.listed = list_hits(f.hits, x.hits + (r - first) * x.hit_room, to);
+    if (bits.tile && f.count > x.room / 2) drop_below(level_below(x.rows[r], f.reached, s.reach), &f);
     if (f.count + f.listed > x.room) return false;
     to += f.listed;
   }
   to = x.places;
   for (int64_t r = first; r < end; ++r) {
     Found& f = x.found[r];
-    const bool scored = several_tiles(s) || too_many(f.listed, k);
+    const bool scored = bits.tile && (several_tiles(s) || too_many(f.listed, s.p.top_k));
     keep_listed(to, scored ? x.tile + r * x.stride : nullptr, chunk, x.starts, &f);
     to += f.listed;
   }
   return true;
 }
 
+// Lists what rows `first` .. `end` - 1 can need of a tile. False where there is no room.
+inline bool find_few(const Search8& s, const Chunk& chunk, int64_t first, int64_t end) {
+  const Topk8Scratch& x = s.x;
+  const int64_t packs = x.stride / kPack;
+  for (int64_t r = first; r < end; ++r) {
+    Found& f = x.found[r];
+    guess_level(s, r);
+    f.reached = find_level(x.maxima + r * x.groups * kPack, x.groups, s.p.top_k, f.reached);
+    const int level = level_below(x.rows[r], f.reached, s.reach);
+    find_masks(x.tile + r * x.stride, chunk.packs, level, x.masks + (r - first) * packs);
+  }
+  return list_few(s, chunk, {x.masks, packs, true}, first, end);
+}
+
 // A few rows at a time: what was just written in pieces cannot be read in other pieces at once, so every step is taken
 // for all of them before the next one; and their scores stay in the first cache.
-inline bool find_tile(const Search8& s, const Chunk& chunk, int64_t k) {
+inline bool find_tile(const Search8& s, const Chunk& chunk) {
   for (int64_t r = 0; r < s.k.rows; r += kRowsAtOnce) {
-    if (!find_few(s, chunk, k, r, least(r + kRowsAtOnce, s.k.rows))) return false;
+    if (!find_few(s, chunk, r, least(r + kRowsAtOnce, s.k.rows))) return false;
   }
   return true;
 }
@@ -157,6 +172,8 @@ inline void end_list(const Search8& s, int64_t k, Row8* row, Found* f) {
     drop_below(f->level, f);
   }
   row->best.count = f->count;
+  row->step = 0.2f * s.reach * row->bound;  // groups with more than one of the best keys let the level fall behind
+  row->expected = row->base + row->unit * static_cast<float>(f->reached) + 2.5f * row->step;
 }
 
 // Behind the ids of each row's candidates, those of the next row: see dot_all.
@@ -171,9 +188,9 @@ inline void link_rows(const Search8& s) {
   }
 }
 
-// Whether no key that is not listed can be among the k best, the lowest of which scores `lowest`.
-inline bool proved(const Row8& row, const Found& f, float lowest) {
-  return f.level == kHidden + 1 || (lowest - row.base - row.bound) * row.bias_unit >= static_cast<float>(f.level);
+// Whether no key that is not listed can be among the k best.
+inline bool proved(const Row8& row, const Found& f) {
+  return f.level == kHidden + 1 || (row.lowest - row.base - row.bound) * row.bias_unit >= static_cast<float>(f.level);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #ifndef GRAFT_SCORE8_H_
 #define GRAFT_SCORE8_H_
 
+#include <type_traits>
+
 #include "quantised.h"
 #include "topk.h"
 
@@ -10,6 +12,7 @@ namespace graft {
 namespace {
 
 constexpr int64_t kTileKeys = 4096;   // scored before rows list what they may need: a tile stays in the second cache
+constexpr int64_t kBitKeys = 65536;   // the same where one bit a key is kept
 constexpr int64_t kRowsAtOnce = 2;
 constexpr int64_t kPack = 32;         // 16-bit scores in a vector
 constexpr int64_t kPacksAtOnce = 8;   // a row's packs are padded to a multiple of this
@@ -23,6 +26,9 @@ struct Row8 {
   float slack;          // what fp32 and 16 bits may round: part of every key's error bound
   float bound;          // no key's score is further off, slack included
   float base;           // what 16-bit scores leave out
+  float lowest;         // of its k best
+  float expected, step;  // about where it lies, before it is known, and how far off
+  int16_t guess;        // every 16-bit score from here on is listed, where that is guessed beforehand
   Sight sight;
 };
 
@@ -38,12 +44,13 @@ struct Found {
 struct Topk8Scratch {
   float *queries, *query, *out, *pool, *bias, *mean;
   uint8_t* bytes;   // queries, 128 added
-  int16_t* tile;    // scores: [rows][stride]
+  int16_t* tile;    // scores, or one bit a key: [rows][stride]
   int64_t stride;
   int16_t* maxima;  // of groups of keys: [rows][groups][kPack]
   int64_t groups;
   int32_t* starts;  // of the tile's panels: their first keys
-  uint32_t *masks, *hits;  // [kRowsAtOnce][packs], [kRowsAtOnce][2 packs + a vector]
+  uint32_t *masks, *hits;  // [kRowsAtOnce][packs], [kRowsAtOnce][hit_room]
+  int64_t hit_room;
   int32_t* places;         // of these rows' hits in the tile
   int64_t room;     // for what a row finds
   Found* found;     // [rows]
@@ -88,11 +95,37 @@ GRAFT_INLINE __m512i hide_from(__m512i scores, uint64_t visible) {
   return _mm512_mask_mov_epi32(_mm512_set1_epi32(INT32_MIN), static_cast<__mmask16>(visible), scores);
 }
 
-// A panel's scores as 16 bits, and their groups' maxima so far. Packing takes 4 keys from either vector in turn: see
-// kPlaces.
-template <bool Biased>
+// Where the scores of a row go: as they are, and into the maxima of their groups so far.
+struct ToTile {
+  int16_t *to, *high;
+  int64_t stride, high_stride;
+
+  GRAFT_INLINE ToTile next() const { return {to + stride, high + high_stride, stride, high_stride}; }
+  GRAFT_INLINE void put(__m512i a, __m512i c, const Row8&) const {
+    _mm512_storeu_si512(to, a);
+    _mm512_storeu_si512(to + kPack, c);
+    _mm512_storeu_si512(high, _mm512_max_epi16(_mm512_loadu_si512(high), a));
+    _mm512_storeu_si512(high + kPack, _mm512_max_epi16(_mm512_loadu_si512(high + kPack), c));
+  }
+};
+
+// Or one bit a key: whether its score reaches the row's guess.
+struct ToBits {
+  uint32_t* to;
+  int64_t stride;
+
+  GRAFT_INLINE ToBits next() const { return {to + stride, stride}; }
+  GRAFT_INLINE void put(__m512i a, __m512i c, const Row8& row) const {
+    const __m512i guess = _mm512_set1_epi16(row.guess);
+    to[0] = _mm512_cmpge_epi16_mask(a, guess);
+    to[1] = _mm512_cmpge_epi16_mask(c, guess);
+  }
+};
+
+// A panel's scores as 16 bits. Packing takes 4 keys from either vector in turn: see keys_at.
+template <bool Biased, class To>
 GRAFT_INLINE void store_scores(const Sums& sums, const float* key_scale, const float* bias, const Row8& row,
-                               int64_t first, int16_t* to, int16_t* high) {
+                               int64_t first, const To& to) {
   __m512i a = to_units<Biased>(sums.a, key_scale, bias, row);
   __m512i b = to_units<Biased>(sums.b, key_scale + 16, bias + 16, row);
   __m512i c = to_units<Biased>(sums.c, key_scale + 32, bias + 32, row);
@@ -102,11 +135,7 @@ GRAFT_INLINE void store_scores(const Sums& sums, const float* key_scale, const f
     a = hide_from(a, visible), b = hide_from(b, visible >> 16);
     c = hide_from(c, visible >> 32), d = hide_from(d, visible >> 48);
   }
-  a = _mm512_packs_epi32(a, b), c = _mm512_packs_epi32(c, d);
-  _mm512_storeu_si512(to, a);
-  _mm512_storeu_si512(to + kPack, c);
-  _mm512_storeu_si512(high, _mm512_max_epi16(_mm512_loadu_si512(high), a));
-  _mm512_storeu_si512(high + kPack, _mm512_max_epi16(_mm512_loadu_si512(high + kPack), c));
+  to.put(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d), row);
 }
 
 // Four channels of a query times those of a panel's keys, added up. As instructions, because GCC 12 hoists broadcasts
@@ -139,11 +168,10 @@ struct RowSums {
     add_products(query, keys, &first);
     rest.add(query + stride, stride, keys);
   }
-  template <bool Biased>
-  GRAFT_INLINE void store(const float* key_scale, const float* bias, const Row8* row, int64_t key, int64_t stride,
-                          int16_t* to, int64_t high_stride, int16_t* high) const {
-    store_scores<Biased>(first, key_scale, bias, *row, key, to, high);
-    rest.template store<Biased>(key_scale, bias, row + 1, key, stride, to + stride, high_stride, high + high_stride);
+  template <bool Biased, class To>
+  GRAFT_INLINE void store(const float* key_scale, const float* bias, const Row8* row, int64_t key, const To& to) const {
+    store_scores<Biased>(first, key_scale, bias, *row, key, to);
+    rest.template store<Biased>(key_scale, bias, row + 1, key, to.next());
   }
 };
 
@@ -151,14 +179,13 @@ template <>
 struct RowSums<0> {
   GRAFT_INLINE void begin(const Sums&) {}
   GRAFT_INLINE void add(const uint8_t*, int64_t, const Sums&) {}
-  template <bool Biased>
-  GRAFT_INLINE void store(const float*, const float*, const Row8*, int64_t, int64_t, int16_t*, int64_t,
-                          int16_t*) const {}
+  template <bool Biased, class To>
+  GRAFT_INLINE void store(const float*, const float*, const Row8*, int64_t, const To&) const {}
 };
 
-template <int RM, bool Biased>
+template <int RM, bool Biased, class To>
 inline void score_rows8(const uint8_t* q, const Keys8& keys, int64_t n, int64_t first, const float* bias,
-                        const Row8* rows, int64_t stride, int16_t* to, int64_t high_stride, int16_t* high) {
+                        const Row8* rows, const To& to) {
   const int8_t* panel = keys.bytes + first * n * 4;
   RowSums<RM> sums;
   sums.begin(load_four(keys.offset + first));
@@ -167,19 +194,30 @@ inline void score_rows8(const uint8_t* q, const Keys8& keys, int64_t n, int64_t 
     for (int64_t x = 0; x < 256; x += 64) _mm_prefetch(keys4 + n * 256 + x, _MM_HINT_T0);  // the next panel's
     sums.add(q + i * 4, n * 4, load_four(keys4));
   }
-  sums.template store<Biased>(keys.scale + first, bias, rows, first, stride, to, high_stride, high);
+  sums.template store<Biased>(keys.scale + first, bias, rows, first, to);
 }
 
-template <bool Biased, int RM = 6>
+// Where the scores of row r and a chunk's next panel go.
+template <class To>
+inline To target_of(const Chunk& chunk, int64_t r, const Topk8Scratch& x) {
+  constexpr int64_t packs = kPanelKeys / kPack;
+  if constexpr (std::is_same_v<To, ToBits>) {
+    const int64_t stride = x.stride / 2;
+    return {reinterpret_cast<uint32_t*>(x.tile) + r * stride + chunk.panels * packs, stride};
+  } else {
+    const int64_t width = x.groups * kPack, group = (chunk.before + chunk.panels) * packs % x.groups;
+    return {x.tile + r * x.stride + chunk.panels * kPanelKeys, x.maxima + r * width + group * kPack, x.stride, width};
+  }
+}
+
+template <bool Biased, class To, int RM = 6>
 inline void score_panel8(const Problem& p, const Keys8& keys, int64_t first, const Chunk& chunk, int64_t r,
                          int64_t end, const Topk8Scratch& x) {
-  const int64_t n = quads(p), at = chunk.panels, width = x.groups * kPack;
-  const int64_t group = (chunk.before + at) * (kPanelKeys / kPack) % x.groups;
+  const int64_t n = quads(p);
   for (; r + RM <= end; r += RM) {
-    score_rows8<RM, Biased>(x.bytes + r * n * 4, keys, n, first, x.bias, x.rows + r, x.stride,
-                            x.tile + r * x.stride + at * kPanelKeys, width, x.maxima + r * width + group * kPack);
+    score_rows8<RM, Biased>(x.bytes + r * n * 4, keys, n, first, x.bias, x.rows + r, target_of<To>(chunk, r, x));
   }
-  if constexpr (RM > 1) score_panel8<Biased, RM / 2>(p, keys, first, chunk, r, end, x);
+  if constexpr (RM > 1) score_panel8<Biased, To, RM / 2>(p, keys, first, chunk, r, end, x);
 }
 
 // The panel's bias below `top`: -inf where no row of the block needs the key. False if that is everywhere.
@@ -199,20 +237,33 @@ inline void hide(int16_t* scores, int64_t packs) {
   for (int64_t i = 0; i < packs; ++i) _mm512_storeu_si512(scores + i * kPack, _mm512_set1_epi16(kHidden));
 }
 
+// Nothing is found in the last packs of a chunk, which are there for the sake of whole vectors.
+template <class To>
+inline void clear_rest(const Chunk& chunk, int64_t used, int64_t rows, const Topk8Scratch& x) {
+  const int64_t rest = chunk.packs - used;
+  for (int64_t r = 0; r < rows; ++r) {
+    int16_t* row = x.tile + r * x.stride;
+    if constexpr (std::is_same_v<To, ToBits>) memset(row + used * 2, 0, static_cast<size_t>(rest) * sizeof(uint32_t));
+    else hide(row + used * kPack, rest);
+  }
+}
+
 // Scores panels from *first on until the tile is full or no keys are left.
+template <class To>
 inline Chunk score_chunk(const Problem& p, const Keys8& keys, const Walk& walk, float top, int64_t rows,
                          int64_t before, int64_t* first, const Topk8Scratch& x) {
+  constexpr int64_t most_panels = (std::is_same_v<To, ToBits> ? kBitKeys : kTileKeys) / kPanelKeys;
   Chunk chunk{before, 0, 0, true};
-  for (; *first < walk.end && chunk.panels < kTileKeys / kPanelKeys; *first += kPanelKeys) {
+  for (; *first < walk.end && chunk.panels < most_panels; *first += kPanelKeys) {
     if (walk.bias != nullptr && !load_panel_bias(walk, *first, top, x.bias)) continue;
     x.starts[chunk.panels] = static_cast<int32_t>(*first);
-    if (walk.bias != nullptr) score_panel8<true>(p, keys, *first, chunk, 0, rows, x);
-    else score_panel8<false>(p, keys, *first, chunk, 0, rows, x);
+    if (walk.bias != nullptr) score_panel8<true, To>(p, keys, *first, chunk, 0, rows, x);
+    else score_panel8<false, To>(p, keys, *first, chunk, 0, rows, x);
     ++chunk.panels;
   }
   const int64_t used = chunk.panels * (kPanelKeys / kPack);
   chunk.packs = round_up(used, kPacksAtOnce);
-  for (int64_t r = 0; r < rows; ++r) hide(x.tile + r * x.stride + used * kPack, chunk.packs - used);
+  clear_rest<To>(chunk, used, rows, x);
   if (chunk.panels > 0) chunk.adjoining = x.starts[chunk.panels - 1] - x.starts[0] == (chunk.panels - 1) * kPanelKeys;
   return chunk;
 }

@@ -8,7 +8,7 @@
 #define GRAFT_TOPK8_H_
 
 #include "kernels.h"
-#include "rescore8.h"
+#include "guess8.h"
 
 namespace graft {
 namespace {
@@ -45,11 +45,12 @@ inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows
   x.tile = arena->take<int16_t>(rows * x.stride);
   x.groups = group_packs(s.k, round_up(ceil_div(p.t, kPack), kPacksAtOnce));
   x.maxima = arena->take<int16_t>(rows * x.groups * kPack);
-  x.starts = arena->take<int32_t>(x.stride / kPanelKeys);
+  x.starts = arena->take<int32_t>(ceil_div(least(p.t, kBitKeys), kPanelKeys) + 1);
   x.masks = arena->take<uint32_t>(kRowsAtOnce * (x.stride / kPack));
-  x.hits = arena->take<uint32_t>(kRowsAtOnce * (2 * x.stride / kPack + 16));
+  x.hit_room = 2 * round_up(ceil_div(least(p.t, kBitKeys), kPack) + 2, kPacksAtOnce) + 16;
+  x.hits = arena->take<uint32_t>(kRowsAtOnce * x.hit_room);
   x.room = s.capacity;
-  x.places = arena->take<int32_t>(kRowsAtOnce * x.stride + 16);
+  x.places = arena->take<int32_t>(kRowsAtOnce * 16 * x.room + 16);
   x.found = arena->take<Found>(rows);
   x.lists = arena->take<int32_t>(rows * 2 * list_stride(s));
   x.rows = arena->take<Row8>(rows);
@@ -144,45 +145,50 @@ inline void cut_exactly(int64_t k, float guess, float step, Candidates* c) {
 inline bool find_rows(const Search8& s, float top) {
   hide(s.x.maxima, s.k.rows * s.x.groups);
   for (int64_t first = s.walk.at / kPanelKeys * kPanelKeys, before = 0; first < s.walk.end;) {
-    const Chunk chunk = score_chunk(s.p, s.keys, s.walk, top, s.k.rows, before, &first, s.x);
+    const Chunk chunk = score_chunk<ToTile>(s.p, s.keys, s.walk, top, s.k.rows, before, &first, s.x);
     before += chunk.panels;
-    if (!find_tile(s, chunk, s.p.top_k)) return false;
+    if (!find_tile(s, chunk)) return false;
   }
+  for (int64_t r = 0; r < s.k.rows; ++r) end_list(s, s.p.top_k, &s.x.rows[r], &s.x.found[r]);
   return true;
 }
 
-// narrow: keys that were not listed may matter. unproved: no bound, or no room for all that it admits.
-enum class Outcome { done, narrow, unproved };
-
 // Cuts a row's scored candidates back to the k best; false where these are not proved.
 inline bool end_row8(const Search8& s, Row8* row, const Found& f) {
-  const float depth = row->unit * static_cast<float>(f.reached - f.level);
-  const float guess = row->base + row->unit * static_cast<float>(f.reached) + 0.5f * depth;
-  cut_exactly(s.p.top_k, guess, 0.2f * depth, &row->best);
-  return proved(*row, f, lowest(row->best.scores, row->best.count));
+  cut_exactly(s.p.top_k, row->expected, row->step, &row->best);
+  row->lowest = row->best.count < s.p.top_k ? -kInf : lowest(row->best.scores, row->best.count);
+  return proved(*row, f);
 }
 
-// All rows of the block, step by step rather than row by row: first what reads the tile, before keys and values push
-// it out of the cache; then keys and values, which are on their way for one row while another is worked on.
-inline Outcome search_rows(const Search8& s, float top) {
+inline bool is_left(uint64_t rows, int64_t r) { return (rows >> r & 1) != 0; }
+
+// What reads keys and values, which are on their way for one row while another is worked on. Returns the rows that are
+// not proved, as bits.
+inline uint64_t end_rows(const Search8& s) {
   const Topk8Scratch& x = s.x;
-  if (!find_rows(s, top)) return Outcome::unproved;
-  for (int64_t r = 0; r < s.k.rows; ++r) end_list(s, s.p.top_k, &x.rows[r], &x.found[r]);
   link_rows(s);
   for (int64_t r = 0; r < s.k.rows; ++r) score_again(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
+  uint64_t left = 0;
   for (int64_t r = 0; r < s.k.rows; ++r) {
     ask_for(row_of(s.p, s.k, s.p.args.out, r), s.p.e * element_size(s.p.args.out.dtype));
-    if (!end_row8(s, &x.rows[r], x.found[r])) return Outcome::narrow;
+    if (!end_row8(s, &x.rows[r], x.found[r])) left |= uint64_t{1} << r;
   }
   link_rows(s);
   Mean mean{x.mean, false};
-  for (int64_t r = 0; r < s.k.rows; ++r) write_row<Avx512>(s.p, s.k, r, &x.rows[r].best, x.out, &mean);
-  return Outcome::done;
+  for (int64_t r = 0; r < s.k.rows; ++r) {
+    if (!is_left(left, r)) write_row<Avx512>(s.p, s.k, r, &x.rows[r].best, x.out, &mean);
+  }
+  return left;
 }
 
-// One block in 8 bits.
-inline Outcome try_block(const Topk8Job& job, const Block& k, float reach, void* space) {
+// Ways to list the candidates of a block, the quickest first.
+enum class Way { guessed, near, wide, in_fp32 };
+
+// One block in 8 bits. Returns the rows that are not done: those that are not proved, or all, where no error bound can be
+// given or no room is left.
+inline uint64_t try_block(const Topk8Job& job, const Block& k, Way way, Habit* habit, void* space) {
   const Problem& p = *job.exact.p;
+  const uint64_t all = ~uint64_t{0} >> (64 - k.rows);
   Arena arena(space);
   const Topk8Scratch x = cut_topk8(p, job.selection, job.block_rows, &arena);
   load_queries<Avx512>(p, k, x.queries);
@@ -192,24 +198,46 @@ inline Outcome try_block(const Topk8Job& job, const Block& k, float reach, void*
   const Keys8& keys = job.keys[k.b * p.g + k.g - job.first];
   const BiasRange range = range_of(walk);
   for (int64_t r = 0; r < k.rows; ++r) {
-    if (!begin_row8(p, k, job, keys, range, r, x)) return Outcome::unproved;
+    if (!begin_row8(p, k, job, keys, range, r, x)) return all;
   }
-  const Search8 search{p, k, keys, walk, x, reach};
-  return search_rows(search, range.top);
+  const Search8 search{p, k, keys, walk, x, way == Way::wide ? 2.0f : 1.2f};
+  if (!(way == Way::guessed ? list_guessed(search, *habit, range.top) : find_rows(search, range.top))) return all;
+  const uint64_t left = end_rows(search);
+  learn(x, k, p.top_k, left, habit);
+  return left;
 }
 
 inline void count_one(int64_t* counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
 
-inline void topk8_block(const Topk8Job& job, const Block& k, void* space) {
-  count_one(&g_proofs.blocks);
-  Outcome outcome = try_block(job, k, 1.2f, space);
-  if (outcome == Outcome::narrow) {
-    count_one(&g_proofs.widened);
-    outcome = try_block(job, k, 2.0f, space);
+// Tries one way after another, until all rows are done: with a block, or with single rows where few are left.
+inline void topk8_rows(const Topk8Job& job, const Block& k, Way way, Habit* habit, void* space) {
+  constexpr int few = 4;
+  if (way == Way::wide) count_one(&g_proofs.widened);
+  if (way == Way::in_fp32) {
+    count_one(&g_proofs.in_fp32);
+    return topk_block<Avx512>(job.exact, k, space);
   }
-  if (outcome == Outcome::done) return;
-  count_one(&g_proofs.in_fp32);
-  topk_block<Avx512>(job.exact, k, space);
+  const uint64_t left = try_block(job, k, way, habit, space);
+  const int count = __builtin_popcountll(left);
+  const Way next = static_cast<Way>(static_cast<int>(way) + 1);
+  if (count > few) {
+    habit->broken = true;
+    return topk8_rows(job, k, next, habit, space);
+  }
+  for (int64_t r = 0; r < k.rows; ++r) {
+    Habit none;
+    if (is_left(left, r)) topk8_rows(job, {k.b, k.g, k.head, k.first + r, 1}, next, &none, space);
+  }
+}
+
+// Blocks `first` .. `end` - 1, which have the key head in common.
+inline void topk8_blocks(const Topk8Job& job, int64_t first, int64_t end, void* space) {
+  Habit habit;
+  for (int64_t i = first; i < end; ++i) {
+    count_one(&g_proofs.blocks);
+    const Way way = habit.known && !habit.broken ? Way::guessed : Way::near;
+    topk8_rows(job, block_at(*job.exact.p, job.block_rows, i), way, &habit, space);
+  }
 }
 
 }  // namespace

@@ -64,7 +64,7 @@ inline Guess next_guess(Count low, Count top, int64_t k, int tries) {
   if (tries % 4 == 3 || low.above <= top.above) return {low.level + width / 2, most<int64_t>(1, width / 4)};
   const double share = static_cast<double>(low.above - k) / static_cast<double>(low.above - top.above);
   const int64_t ahead = static_cast<int64_t>(share * static_cast<double>(width));
-  return {low.level + ahead, most<int64_t>(1, width / (low.above - top.above))};
+  return {low.level + ahead, most<int64_t>(1, width / most<int64_t>(4, low.above - top.above))};
 }
 
 // Looks for a level with k .. k + slack numbers above it, where more lie above `low` and fewer than k above `top`;

@@ -128,6 +128,19 @@ def test_many_queries_go_through_in_parts() -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("isa", isas())
+def test_wide_weights_go_through_in_parts(isa: str, kind: Any) -> None:
+    """More weights of a head than are packed at one time, the last of them no whole panel."""
+    rng = np.random.default_rng(0)
+    shapes = {"q": (2, 4, 20, 130), "memory": (1, 40, 1045), "w_k": (2, 130, 1045), "w_v": (2, 130, 1045)}
+    arrays = {name: (rng.standard_normal(shape) * 0.1).astype(kind) for name, shape in shapes.items()}
+    golden = SPEC.golden(arrays, {})
+    out = kernels.run_expanded_attention(**arrays, isa=isa)
+    assert np.abs(out - golden).max() <= allowed(SPEC, golden, arrays, {})
+
+
+@needs_library
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30), b=st.integers(1, 3), beams=st.integers(1, 5), g=st.integers(1, 3),

@@ -81,7 +81,7 @@ inline void begin_panel(const Problem& p, const Block& k, int64_t index, const f
   a->all = no_sights(p);
   const int64_t width = vectors_for<V>(a->rows) * V::lanes;
   pack_transposed<V>(queries + a->first * p.d, p.d, a->rows, p.d, a->q, width);
-  for (int64_t i = 0; i < p.e * width; ++i) a->o[i] = 0.0f;
+  memset(a->o, 0, static_cast<size_t>(p.e * width) * sizeof(float));
   for (int64_t r = 0; r < width; ++r) {
     a->max[r] = -kInf;
     a->sum[r] = 0.0f;

@@ -128,6 +128,20 @@ def test_many_queries_go_through_in_parts() -> None:
 
 
 @needs_library
+def test_many_sentences_go_through_in_parts() -> None:
+    """As above, where there are many rows of few queries: each part finds its own memory, bias and mask."""
+    rng = np.random.default_rng(0)
+    shapes = {"q": (260, 16, 1, 4), "memory": (130, 5, 1024), "w_k": (16, 4, 1024), "w_v": (16, 4, 1024)}
+    arrays: dict[str, Any] = {
+        name: rng.standard_normal(shape).astype(np.float32) * 0.1 for name, shape in shapes.items()
+    }
+    arrays |= {"bias": rng.standard_normal((260, 1, 1, 5)).astype(np.float32), "key_mask": rng.random((130, 5)) < 0.7}
+    golden = SPEC.golden(arrays, {})
+    out = kernels.run_expanded_attention(**arrays)
+    assert np.abs(out - golden).max() < 1e-5 * np.abs(golden).max()
+
+
+@needs_library
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
 @pytest.mark.parametrize("isa", isas())
 def test_wide_weights_go_through_in_parts(isa: str, kind: Any) -> None:

@@ -128,6 +128,33 @@ def test_many_queries_go_through_in_parts() -> None:
 
 
 @needs_library
+def test_many_sentences_go_through_in_parts() -> None:
+    """As above, where there are many rows of few queries: each part finds its own memory, bias and mask."""
+    rng = np.random.default_rng(0)
+    shapes = {"q": (260, 16, 1, 4), "memory": (130, 5, 1024), "w_k": (16, 4, 1024), "w_v": (16, 4, 1024)}
+    arrays: dict[str, Any] = {
+        name: rng.standard_normal(shape).astype(np.float32) * 0.1 for name, shape in shapes.items()
+    }
+    arrays |= {"bias": rng.standard_normal((260, 1, 1, 5)).astype(np.float32), "key_mask": rng.random((130, 5)) < 0.7}
+    golden = SPEC.golden(arrays, {})
+    out = kernels.run_expanded_attention(**arrays)
+    assert np.abs(out - golden).max() < 1e-5 * np.abs(golden).max()
+
+
+@needs_library
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("isa", isas())
+def test_wide_weights_go_through_in_parts(isa: str, kind: Any) -> None:
+    """More weights of a head than are packed at one time, the last of them no whole panel."""
+    rng = np.random.default_rng(0)
+    shapes = {"q": (2, 4, 20, 130), "memory": (1, 40, 1045), "w_k": (2, 130, 1045), "w_v": (2, 130, 1045)}
+    arrays = {name: (rng.standard_normal(shape) * 0.1).astype(kind) for name, shape in shapes.items()}
+    golden = SPEC.golden(arrays, {})
+    out = kernels.run_expanded_attention(**arrays, isa=isa)
+    assert np.abs(out - golden).max() <= allowed(SPEC, golden, arrays, {})
+
+
+@needs_library
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30), b=st.integers(1, 3), beams=st.integers(1, 5), g=st.integers(1, 3),

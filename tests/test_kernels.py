@@ -165,6 +165,8 @@ SAMPLES: dict[str, Sample] = {
     "key_mask hides a tile": tensors(s=70, t=400) | {"key_mask": (np.arange(400) // 128 != 1)[None]},
     "key_mask hides all": tensors(b=2) | {"key_mask": np.array([[False] * 7, [True] * 7])},
     "bias [t]": tensors(s=70, t=300) | {"bias": noise(300)},
+    "bias [t], best keys a little later": tensors(s=70, t=600) | {"bias": np.linspace(0, 30, 600, dtype=np.float32)},
+    "bias [t], best keys much later": tensors(s=70, t=600) | {"bias": np.linspace(-300, 0, 600, dtype=np.float32)},
     "bias [s t]": tensors(s=70, t=300) | {"bias": noise(70, 300)},
     "bias [s 1]": tensors(s=70, t=300) | {"bias": noise(70, 1)},
     "bias [h 1 t]": tensors(h=4, s=70, t=300) | {"bias": noise(4, 1, 300)},

@@ -1,6 +1,6 @@
 // Expanded attention as attention of TopKAttention's kernels: queries times w_k, the memory as keys and as values of one
 // head, and what they gather times w_v. All heads and beams that read a row of the memory are heads of one key head, so
-// that every tile of the memory is read once for all of them. Long queries go through in parts.
+// that every tile of the memory is read once for all of them. Long queries and large batches go through in parts.
 #include <math.h>
 
 #include <algorithm>
@@ -61,6 +61,14 @@ bool folds(const Expanded& p, const Group& group) {
   return p.h == 1 || beam == p.h * x.strides[1] || (beam != 0 && repeats(p, group));
 }
 
+// The group in parts of as many rows as are expanded at one time.
+void add_parts(const Expanded& p, const Group& x, std::vector<Group>* parts) {
+  const int64_t most = std::max<int64_t>(1, kPart / std::max<int64_t>(1, x.beams * p.h * p.m));
+  for (int64_t i = 0; i < x.batches; i += most) {
+    parts->push_back({x.row + i * x.beams, x.memory + i, std::min(most, x.batches - i), x.beams});
+  }
+}
+
 std::vector<Group> groups_of(const Expanded& p) {
   std::vector<Group> groups;
   const graft_tensor& index = p.args.beam_index;
@@ -71,15 +79,15 @@ std::vector<Group> groups_of(const Expanded& p) {
     }
     groups.push_back({i, memory(i), 1, end - i});
   }
-  std::vector<Group> whole;
+  std::vector<Group> parts;
   for (const Group& x : groups) {
     if (folds(p, x)) {
-      whole.push_back(x);
+      add_parts(p, x, &parts);
       continue;
     }
-    for (int64_t i = 0; i < x.batches * x.beams; ++i) whole.push_back({x.row + i, x.memory + i / x.beams, 1, 1});
+    for (int64_t i = 0; i < x.batches * x.beams; ++i) parts.push_back({x.row + i, x.memory + i / x.beams, 1, 1});
   }
-  return whole;
+  return parts;
 }
 
 // The bias [n h s t] or [b h s t] of a group, its beams and heads as one axis.

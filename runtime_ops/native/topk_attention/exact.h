@@ -40,12 +40,15 @@ inline bool one_table(const Problem& p) {
   return same;
 }
 
+// A line further apart than they are long, rows of 2^n numbers do not share one set of the cache.
+inline int64_t spaced(int64_t length) { return length + kLine; }
+
 template <class V>
 inline ExactScratch cut_exact(const Problem& p, int64_t block_rows, Arena* arena) {
   constexpr int64_t width = panel_width<V>();
   const int64_t panels = ceil_div(block_rows, width);
   ExactScratch x;
-  x.rows = arena->take<float>(most(block_rows * p.d, width * kTile));
+  x.rows = arena->take<float>(most(block_rows * p.d, most(width * kTile, V::lanes * spaced(p.e))));
   x.k = arena->take<float>(kTile * p.d);
   x.v = arena->take<float>(one_table(p) ? 0 : kTile * p.e);
   x.scores = arena->take<float>(kTile * width);
@@ -78,7 +81,7 @@ inline void begin_panel(const Problem& p, const Block& k, int64_t index, const f
   a->all = no_sights(p);
   const int64_t width = vectors_for<V>(a->rows) * V::lanes;
   pack_transposed<V>(queries + a->first * p.d, p.d, a->rows, p.d, a->q, width);
-  for (int64_t i = 0; i < p.e * width; ++i) a->o[i] = 0.0f;
+  memset(a->o, 0, static_cast<size_t>(p.e * width) * sizeof(float));
   for (int64_t r = 0; r < width; ++r) {
     a->max[r] = -kInf;
     a->sum[r] = 0.0f;
@@ -166,12 +169,16 @@ inline void visit(const Problem& p, const Block& k, Rows keys, Rows values, bool
   visit_panel<V, RN>(p, k, keys, values, biased, x, a);
 }
 
+// Rows leave the panel by as many as one transpose gives.
 template <class V>
-inline void end_panel(const Problem& p, const Block& k, const Panel& a, Mean* mean) {
-  const int64_t width = vectors_for<V>(a.rows) * V::lanes;
+inline void end_panel(const Problem& p, const Block& k, const Panel& a, float* rows, Mean* mean) {
+  const int64_t width = vectors_for<V>(a.rows) * V::lanes, stride = spaced(p.e);
   for (int64_t r = 0; r < a.rows; ++r) {
+    const int64_t lane = r % V::lanes;
+    float* row = rows + lane * stride;
+    if (lane == 0) unpack_transposed<V>(a.o + r, width, least<int64_t>(V::lanes, a.rows - r), p.e, rows, stride);
     if (a.sum[r] == 0.0f) store_unseeing<V>(p, k, a.first + r, mean);
-    else store_row(p, k, a.first + r, a.o + r, width, a.sum[r] > 0.0f ? 1.0f / a.sum[r] : 0.0f);
+    else store_adjacent<V>(p, k, a.first + r, row, a.sum[r] > 0.0f ? 1.0f / a.sum[r] : 0.0f);
   }
 }
 
@@ -192,7 +199,7 @@ inline void exact_block(const ExactJob& job, const Block& k, void* space) {
     for (int64_t i = 0; i < panels; ++i) visit<V>(p, k, keys, values, walk.bias != nullptr, x, &x.panels[i]);
   }
   Mean mean{x.mean, false};
-  for (int64_t i = 0; i < panels; ++i) end_panel<V>(p, k, x.panels[i], &mean);
+  for (int64_t i = 0; i < panels; ++i) end_panel<V>(p, k, x.panels[i], x.rows, &mean);
 }
 
 }  // namespace

@@ -108,10 +108,20 @@ inline void narrow1(void* to, int32_t dtype, int64_t i, float x) {
   else static_cast<uint16_t*>(to)[i] = dtype == GRAFT_F16 ? to_f16(x) : to_bf16(x);
 }
 
+constexpr int64_t kLine = 16;  // numbers of a cache line
+
+// A line of each of R rows, into the first cache.
+template <int R>
+inline void ask_for(const float* x, int64_t row) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) __builtin_prefetch(x + r * row);
+}
+
 // c[r][:] (+)= sum over i < n of a[r * row + i * step] * b[i][:], one block of registers. b and c have RN
-// vectors per row, side by side.
+// vectors per row, side by side. Rows of the next block are asked for: the processor does not foresee so many streams.
+// Not inlined, because among other code the sums would not stay in registers.
 template <class V, int RM, int RN, bool Accumulate>
-inline void product_block(const float* a, int64_t row, int64_t step, const float* b, int64_t n, float* c) {
+[[gnu::noinline]] void product_block(const float* a, int64_t row, int64_t step, const float* b, int64_t n, float* c) {
   using F = typename V::F;
   constexpr int width = RN * V::lanes;
   F sum[RM][RN];
@@ -120,15 +130,20 @@ inline void product_block(const float* a, int64_t row, int64_t step, const float
 #pragma GCC unroll 8
     for (int x = 0; x < RN; ++x) sum[r][x] = V::set1(0.0f);
   }
-  for (int64_t i = 0; i < n; ++i, a += step, b += width) {
-    F y[RN];
+  const int64_t run = step == 1 ? kLine : n;
+  for (int64_t i = 0; i < n;) {
+    if (step == 1) ask_for<RM>(a + RM * row, row);
+#pragma GCC unroll 1
+    for (const int64_t end = least(i + run, n); i < end; ++i, a += step, b += width) {
+      F y[RN];
 #pragma GCC unroll 8
-    for (int x = 0; x < RN; ++x) y[x] = V::load(b + x * V::lanes);
+      for (int x = 0; x < RN; ++x) y[x] = V::load(b + x * V::lanes);
 #pragma GCC unroll 16
-    for (int r = 0; r < RM; ++r) {
-      const F one = V::set1(a[r * row]);
+      for (int r = 0; r < RM; ++r) {
+        const F one = V::set1(a[r * row]);
 #pragma GCC unroll 8
-      for (int x = 0; x < RN; ++x) sum[r][x] = V::fma(one, y[x], sum[r][x]);
+        for (int x = 0; x < RN; ++x) sum[r][x] = V::fma(one, y[x], sum[r][x]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -141,20 +156,32 @@ inline void product_block(const float* a, int64_t row, int64_t step, const float
   }
 }
 
-// The same for any number of rows, and for long sums in parts. Both products of attention have this form: scores read
-// keys as `a` with step 1, and values are read as `a` with row 1, so that neither K nor V is ever packed.
+// The largest power of two below x.
+constexpr int power_below(int x) {
+  int power = 1;
+  while (power * 2 < x) power *= 2;
+  return power;
+}
+
+// The same for any number of rows. Those left over are most often so many that one block takes them: 4 of 64, 2 of 128.
 template <class V, int RN, bool Accumulate, int RM = V::tile_rows(RN)>
-inline void product(int64_t rows, const float* a, int64_t row, int64_t step, const float* b, int64_t n,
-                    float* c) {
-  const int64_t part = least<int64_t>(n, V::chain);
-  while (rows >= RM) {
-    product_block<V, RM, RN, Accumulate>(a, row, step, b, part, c);
-    for (int64_t i = part; i < n; i += part) {
-      product_block<V, RM, RN, true>(a + i * step, row, step, b + i * RN * V::lanes, least(part, n - i), c);
-    }
-    a += RM * row, c += RM * RN * V::lanes, rows -= RM;
+inline void product_rows(int64_t rows, const float* a, int64_t row, int64_t step, const float* b, int64_t n, float* c) {
+  for (; rows >= RM; rows -= RM, a += RM * row, c += RM * RN * V::lanes) {
+    product_block<V, RM, RN, Accumulate>(a, row, step, b, n, c);
   }
-  if constexpr (RM > 1) product<V, RN, Accumulate, RM / 2>(rows, a, row, step, b, n, c);
+  if constexpr (RM > 1) product_rows<V, RN, Accumulate, power_below(RM)>(rows, a, row, step, b, n, c);
+}
+
+// The same with long sums in parts, each for all rows: what these share of b stays in a near cache. Both products of
+// attention have this form: scores read keys as `a` with step 1, and values are read as `a` with row 1, so that
+// neither K nor V is ever packed.
+template <class V, int RN, bool Accumulate>
+inline void product(int64_t rows, const float* a, int64_t row, int64_t step, const float* b, int64_t n, float* c) {
+  const int64_t part = least<int64_t>(n, V::chain);
+  product_rows<V, RN, Accumulate>(rows, a, row, step, b, part, c);
+  for (int64_t i = part; i < n; i += part) {
+    product_rows<V, RN, true>(rows, a + i * step, row, step, b + i * RN * V::lanes, least(part, n - i), c);
+  }
 }
 
 // to[j][r] = from[r][j] for r < rows, j < n; rows up to `width` are filled with zeros.

@@ -29,21 +29,24 @@ inline void for_scores(int64_t count, int64_t width, float* scores, Function fun
   }
 }
 
-// Brings what was summed so far to the new maximum.
+constexpr float kSlack = 8.0f;  // by which a maximum may be too low: weights up to e^8 are as exact as those up to 1
+
+// Brings what was summed so far to the new maximum, unless the one that it has still serves: most tiles raise it by
+// little, and o is long.
 template <class V, int RN, class Panel>
 inline void raise_max(int64_t e, const typename V::F* high, Panel* a) {
   using F = typename V::F;
   constexpr int64_t width = RN * V::lanes;
-  F factor[RN];
   bool raised = false;
   for (int x = 0; x < RN; ++x) {
-    const F old = V::load(a->max + x * V::lanes);
-    raised = raised || V::any(V::gt(high[x], old));
-    // Where both are -inf there is nothing to scale, and inf - inf must not make a NaN.
-    factor[x] = V::blend(V::eq(high[x], old), V::set1(1.0f), vexp<V>(V::sub(old, high[x])));
+    raised = raised || V::any(V::gt(high[x], V::add(V::load(a->max + x * V::lanes), V::set1(kSlack))));
   }
   if (!raised) return;
+  F factor[RN];
   for (int x = 0; x < RN; ++x) {
+    const F old = V::load(a->max + x * V::lanes);
+    // Where both are -inf there is nothing to scale, and inf - inf must not make a NaN.
+    factor[x] = V::blend(V::eq(high[x], old), V::set1(1.0f), vexp<V>(V::sub(old, high[x])));
     V::store(a->max + x * V::lanes, high[x]);
     V::store(a->sum + x * V::lanes, V::mul(V::load(a->sum + x * V::lanes), factor[x]));
   }
@@ -55,7 +58,7 @@ inline void raise_max(int64_t e, const typename V::F* high, Panel* a) {
   }
 }
 
-// Scores become exp(score - maximum so far); sums follow.
+// Scores become exp(score - maximum so far, or a little less); sums follow.
 template <class V, int RN, class Panel>
 inline void exponentials(int64_t e, int64_t count, float* scores, Panel* a) {
   using F = typename V::F;
@@ -67,7 +70,10 @@ inline void exponentials(int64_t e, int64_t count, float* scores, Panel* a) {
     for (int x = 0; x < RN; ++x) high[x] = V::max(V::load(scores + j * width + x * V::lanes), high[x]);
   }
   raise_max<V, RN>(e, high, a);
-  for (int x = 0; x < RN; ++x) high[x] = V::blend(V::eq(high[x], V::set1(-kInf)), V::set1(0.0f), high[x]);
+  for (int x = 0; x < RN; ++x) {
+    const F max = V::load(a->max + x * V::lanes);
+    high[x] = V::blend(V::eq(max, V::set1(-kInf)), V::set1(0.0f), max);
+  }
   for (int64_t j = 0; j < count; ++j) {
 #pragma GCC unroll 8
     for (int x = 0; x < RN; ++x) {

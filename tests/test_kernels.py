@@ -425,7 +425,9 @@ HARD: dict[str, Sample] = {
     | {"causal": True, "window": 9000, "past_length": 32758},
     "many queries": tensors(**MANY),
     "many queries, blocks of eight": tensors(h=1, g=1, s=12400, t=350, d=8, e=8),
-    "many queries, every other one far": with_channels(tensors(**MANY), q=np.where(np.arange(3200) % 2, 1, 40)[:, None]),
+    "many queries, every other one far": with_channels(
+        tensors(**MANY), q=np.where(np.arange(3200) % 2, 1, 40)[:, None]
+    ),
     "many queries, no two blocks alike": tensors(**MANY)
     | {"q": tensors(**MANY)["q"] + 4 * np.float32((np.arange(3200) // 48 % 3 == 0)[:, None])},
     "many queries, causal": tensors(**MANY) | {"causal": True, "past_length": 350},

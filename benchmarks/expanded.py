@@ -5,7 +5,7 @@ Both sides are the cross-attention of all layers of a decoder as ONNX Runtime ru
 values [n h t d] that were kept for each beam and layer; the expanded one reads hidden states [b t m], kept once for
 all beams and layers, through the weights that made keys and values. Both give the same numbers, which is checked.
 Times are medians of rounds in which both run one after the other in one process. What is kept is told by the session's
-inputs, and by the peak memory of a process of its own, less that of the same one with a single source token. How many
+inputs, and by the peak memory of processes of their own, less that of those with a single source token. How many
 sentences fit a budget follows from what is kept, and their throughput from steps at that size, or at the largest that
 `--most` allows. Run `python benchmarks/expanded.py --help`.
 """
@@ -141,11 +141,15 @@ def anything(shape: Shape, expanded: bool) -> Arrays:
 
 
 def peak(shape: Shape, args: argparse.Namespace, expanded: bool) -> float:
-    """Return the MiB that the source side takes in a process of its own."""
+    """Return the MiB that the source side takes in a process of its own: the median of some, whose threads differ."""
     sizes = {name: getattr(shape, name) for name in ("layers", "h", "d", "beams")}
     point = "expanded" if expanded else "original"
-    whole, least = (float(fresh(__file__, peak=point, t=t, threads=args.threads, **sizes)) for t in (shape.t, 1))
-    return whole - least
+
+    def median(t: int) -> float:
+        runs = (fresh(__file__, peak=point, t=t, threads=args.threads, **sizes) for _ in range(5))
+        return statistics.median(float(run) for run in runs)
+
+    return median(shape.t) - median(1)
 
 
 def same_batch(shape: Shape, sentences: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -509,8 +509,9 @@ def test_threads_do_not_change_what_is_guessed(name: str) -> None:
         tensors(b=2, h=3, g=3, s=50, t=140, d=16, e=16),
         # where 8-bit scores are there, rows are copied: more heads than at one time
         tensors(b=2, h=24, g=24, s=600, t=1100, d=16, e=24) | {"k_top": 8, "threads": 2},
+        tensors(b=2, h=4, g=2, s=600, t=8200, d=16, e=24) | {"threads": 2, "causal": True, "past_length": 7700},
     ],
-    ids=["every key", "top-k"],
+    ids=["every key", "top-k", "every key, long"],
 )
 def test_rows_may_lie_apart(sample: Sample) -> None:
     strided = {"q": np.asfortranarray(sample["q"].transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)}

@@ -2,7 +2,6 @@
 #include "kernels.h"
 #include "../vector/avx512.h"
 #include "kernel.h"
-#include "copied.h"
 #include "topk8.h"
 
 namespace graft {
@@ -61,10 +60,9 @@ struct Prepared {
   Keys8* keys;
 };
 
-Prepared take_heads(const Problem& p, Heads heads, bool begin, Arena* arena) {
-  Prepared x{p, arena->take<Keys8>(heads.end - heads.first)};
-  x.copied.args.k = take_copied(p, p.args.k, heads, arena);
-  x.copied.args.v = take_copied(p, p.args.v, heads, arena);
+Prepared prepare(const Problem& p, Heads heads, bool begin, Arena* arena) {
+  Keys8* all = arena->take<Keys8>(heads.end - heads.first);
+  const Prepared x{take_heads(p, heads, arena), all};
   for (int64_t i = 0; i < heads.end - heads.first; ++i) {
     const Keys8 keys = take_keys8(p, arena);
     if (begin) x.keys[i] = keys;
@@ -74,11 +72,9 @@ Prepared take_heads(const Problem& p, Heads heads, bool begin, Arena* arena) {
 
 size_t bytes_of(const Problem& p, int64_t heads) {
   Arena size(nullptr);
-  take_heads(p, {0, heads}, false, &size);
+  prepare(p, {0, heads}, false, &size);
   return size.bytes();
 }
-
-bool copies(const Problem& p) { return worth_copying(p, p.args.k) || worth_copying(p, p.args.v); }
 
 // A key head is prepared once, and used by all tasks of its queries. Few heads at a time: all of them would take a
 // quarter of K's memory or, copied, as much as K and V, and threads need no more than enough tasks to share.
@@ -89,9 +85,8 @@ int64_t heads_at_once(const Problem& p) {
 
 const char* run_heads(const Problem& p, const float* norms, Heads heads, void* space, Workspaces* spaces) {
   Arena arena(space);
-  const Prepared x = take_heads(p, heads, true, &arena);
-  CopyJob job{&p, &x.copied, heads};
-  if (copies(p)) run_tasks(p.pool, ceil_div(p.t, kCopiedRows), copy_task, &job);
+  const Prepared x = prepare(p, heads, true, &arena);
+  copy_heads(p, x.copied, heads);
   const char* error = quantise(x.copied, heads, x.keys);
   return error != nullptr ? error : run_quantised(x.copied, norms, heads, x.keys, spaces);
 }

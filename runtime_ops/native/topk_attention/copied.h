@@ -1,5 +1,6 @@
 // Keys and values of some heads, copied to where their rows lie side by side. Rows that lie a whole token apart share
-// few sets of the caches, and top-k attention reads rows in no order, most of them many times.
+// few sets of the caches, and long ones more pages than a processor knows by heart; top-k attention reads rows in no
+// order, and every attention reads most of them many times.
 #ifndef GRAFT_COPIED_H_
 #define GRAFT_COPIED_H_
 
@@ -13,9 +14,15 @@ struct Heads {
   int64_t first, end;
 };
 
+constexpr int64_t kLong = 8192;      // keys
+constexpr int64_t kManyRows = 1024;  // that read them
+
 inline bool worth_copying(const Problem& p, const graft_tensor& x) {
-  return x.strides[2] > 2 * x.shape[3] && p.s * (p.h / p.g) * p.top_k > 4 * p.t;
+  const int64_t rows = p.s * (p.h / p.g);
+  return x.strides[2] > 2 * x.shape[3] && (p.top_k > 0 ? rows * p.top_k > 4 * p.t : p.t > kLong && rows > kManyRows);
 }
+
+inline bool copies(const Problem& p) { return worth_copying(p, p.args.k) || worth_copying(p, p.args.v); }
 
 // [heads][t][width], if that is worth it, else x as it is. What it holds is still to be copied.
 inline graft_tensor take_copied(const Problem& p, const graft_tensor& x, Heads heads, Arena* arena) {
@@ -62,6 +69,19 @@ inline void copy_task(void* state, int64_t index) {
       copy_row(k, j, p.args.v, job.copied->args.v);
     }
   }
+}
+
+// The problem with copies of some heads, once these are made.
+inline Problem take_heads(const Problem& p, Heads heads, Arena* arena) {
+  Problem copied = p;
+  copied.args.k = take_copied(p, p.args.k, heads, arena);
+  copied.args.v = take_copied(p, p.args.v, heads, arena);
+  return copied;
+}
+
+inline void copy_heads(const Problem& far, const Problem& copied, Heads heads) {
+  CopyJob job{&far, &copied, heads};
+  if (copies(far)) run_tasks(far.pool, ceil_div(far.t, kCopiedRows), copy_task, &job);
 }
 
 }  // namespace

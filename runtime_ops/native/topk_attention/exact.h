@@ -30,6 +30,7 @@ struct ExactJob {
   Workspaces* spaces;
   const float* key_norms;  // per (b, g), only where key_bias_wide
   int64_t block_rows;
+  int64_t first;  // block
 };
 
 // Keys and values lie in the same place.

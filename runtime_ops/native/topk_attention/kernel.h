@@ -4,6 +4,7 @@
 
 #include <new>
 
+#include "copied.h"
 #include "topk.h"
 
 namespace graft {
@@ -23,20 +24,42 @@ inline void block_task(void* state, int64_t index) {
   const Job& job = *static_cast<Job*>(state);
   void* space = job.spaces->take();
   if (space == nullptr) return;
-  Run(job, block_at(*job.p, job.block_rows, index), space);
+  Run(job, block_at(*job.p, job.block_rows, job.first + index), space);
   job.spaces->give(space);
 }
 
 template <class V>
-inline const char* run_exact(const Problem& p, const float* norms) {
+inline const char* run_exact_heads(const Problem& p, const float* norms, Heads heads) {
   const int64_t rows = p.block_rows > 0 ? p.block_rows : exact_rows<V>(p);
   Arena size(nullptr);
   cut_exact<V>(p, rows, &size);
   cut_panels<V>(p, ceil_div(rows, panel_width<V>()), false, &size, nullptr);
   Workspaces spaces(size.bytes());
-  ExactJob job{&p, &spaces, norms, rows};
-  run_tasks(p.pool, block_count(p, rows), block_task<V, ExactJob, exact_block<V>>, &job);
+  const int64_t blocks = p.units / p.g * ceil_div(p.rows, rows);  // of a key head
+  ExactJob job{&p, &spaces, norms, rows, heads.first * blocks};
+  run_tasks(p.pool, (heads.end - heads.first) * blocks, block_task<V, ExactJob, exact_block<V>>, &job);
   return spaces.error();
+}
+
+// One head after another where it is copied: copies of all would be as large as K and V.
+template <class V>
+inline const char* run_exact(const Problem& p, const float* norms) {
+  const int64_t heads = p.b * p.g;
+  if (!copies(p)) return run_exact_heads<V>(p, norms, {0, heads});
+  Arena size(nullptr);
+  take_heads(p, {0, 1}, &size);
+  Workspaces memory(size.bytes());
+  void* space = memory.take();
+  if (space == nullptr) return memory.error();
+  const char* error = nullptr;
+  for (int64_t i = 0; i < heads && error == nullptr; ++i) {
+    Arena arena(space);
+    const Problem copied = take_heads(p, {i, i + 1}, &arena);
+    copy_heads(p, copied, {i, i + 1});
+    error = run_exact_heads<V>(copied, norms, {i, i + 1});
+  }
+  memory.give(space);
+  return error;
 }
 
 template <class V>

@@ -25,6 +25,7 @@ struct TopkJob {
   int64_t block_rows;
   Selection selection;
   BlockSums sums{nullptr, nullptr};  // only where there is a remainder
+  int64_t first = 0;  // block
 };
 
 // As many rows as share a packed tile of keys well, while their candidates stay within a core's cache, and their scores

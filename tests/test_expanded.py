@@ -113,14 +113,17 @@ def test_threads_change_nothing(sample: Sample, threads: int) -> None:
     np.testing.assert_allclose(kernels.run_expanded_attention(**given, threads=threads), alone, rtol=1e-4, atol=1e-5)
 
 
+def small(rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], kind: Any = np.float32) -> dict[str, Any]:
+    """Return random arrays of these shapes, of numbers so small that sums over a wide memory stay near 1."""
+    return {name: (rng.standard_normal(shape) * 0.1).astype(kind) for name, shape in shapes.items()}
+
+
 @needs_library
 def test_many_queries_go_through_in_parts() -> None:
     """More rows than are expanded at one time: the parts see what the whole would."""
     rng = np.random.default_rng(0)
     shapes = {"q": (2, 4, 700, 16), "memory": (1, 300, 1024), "w_k": (4, 16, 1024), "w_v": (4, 16, 1024)}
-    arrays: dict[str, Any] = {
-        name: rng.standard_normal(shape).astype(np.float32) * 0.1 for name, shape in shapes.items()
-    }
+    arrays = small(rng, shapes)
     arrays |= {"bias": rng.standard_normal((1, 4, 700, 300)).astype(np.float32), "past_length": np.array([-350])}
     golden = SPEC.golden(arrays, {"causal": 1})
     out = kernels.run_expanded_attention(**arrays, causal=True)
@@ -132,9 +135,7 @@ def test_many_sentences_go_through_in_parts() -> None:
     """As above, where there are many rows of few queries: each part finds its own memory, bias and mask."""
     rng = np.random.default_rng(0)
     shapes = {"q": (260, 16, 1, 4), "memory": (130, 5, 1024), "w_k": (16, 4, 1024), "w_v": (16, 4, 1024)}
-    arrays: dict[str, Any] = {
-        name: rng.standard_normal(shape).astype(np.float32) * 0.1 for name, shape in shapes.items()
-    }
+    arrays = small(rng, shapes)
     arrays |= {"bias": rng.standard_normal((260, 1, 1, 5)).astype(np.float32), "key_mask": rng.random((130, 5)) < 0.7}
     golden = SPEC.golden(arrays, {})
     out = kernels.run_expanded_attention(**arrays)
@@ -148,7 +149,7 @@ def test_wide_weights_go_through_in_parts(isa: str, kind: Any) -> None:
     """More weights of a head than are packed at one time, the last of them no whole panel."""
     rng = np.random.default_rng(0)
     shapes = {"q": (2, 4, 20, 130), "memory": (1, 40, 1045), "w_k": (2, 130, 1045), "w_v": (2, 130, 1045)}
-    arrays = {name: (rng.standard_normal(shape) * 0.1).astype(kind) for name, shape in shapes.items()}
+    arrays = small(rng, shapes, kind)
     golden = SPEC.golden(arrays, {})
     out = kernels.run_expanded_attention(**arrays, isa=isa)
     assert np.abs(out - golden).max() <= allowed(SPEC, golden, arrays, {})

@@ -18,12 +18,14 @@ struct Habit {
 // About log(n / k), for numbers that are not far apart.
 inline float log_ratio(int64_t n, int64_t k) { return 2.0f * static_cast<float>(n - k) / static_cast<float>(n + k); }
 
+inline bool is_left(uint64_t rows, int64_t r) { return (rows >> r & 1) != 0; }
+
 // From the rows that are not `left`.
 inline void learn(const Topk8Scratch& x, const Block& k, int64_t top_k, uint64_t left, Habit* habit) {
   float count = 0.0f, sum = 0.0f, squares = 0.0f, depth = 0.0f, logs = 0.0f;
   for (int64_t r = 0; r < k.rows; ++r) {
     const Row8& row = x.rows[r];
-    if (left >> r & 1) continue;
+    if (is_left(left, r)) continue;
     const float share = (row.lowest - row.base) / row.length;
     count += 1.0f, sum += share, squares += share * share;
     depth += share - row.unit * static_cast<float>(x.found[r].level) / row.length;
@@ -60,8 +62,8 @@ inline bool list_guessed(const Search8& s, const Habit& habit, float top) {
   for (int64_t first = s.walk.at / kPanelKeys * kPanelKeys; first < s.walk.end;) {
     const Chunk chunk = score_chunk<ToBits>(s.p, s.keys, s.walk, top, s.k.rows, 0, &first, x);
     for (int64_t r = 0; r < s.k.rows; r += kRowsAtOnce) {
-      const uint32_t* bits = reinterpret_cast<const uint32_t*>(x.tile) + r * x.stride / 2;
-      if (!list_few(s, chunk, {bits, x.stride / 2, false}, r, least(r + kRowsAtOnce, s.k.rows))) return false;
+      const ToBits bits = bits_of(x, r);
+      if (!list_few(s, chunk, {bits.to, bits.stride, false}, r, least(r + kRowsAtOnce, s.k.rows))) return false;
     }
   }
   for (int64_t r = 0; r < s.k.rows; ++r) {

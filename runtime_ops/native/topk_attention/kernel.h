@@ -29,23 +29,28 @@ inline void block_task(void* state, int64_t index) {
 }
 
 template <class V>
-inline const char* run_exact_heads(const Problem& p, const float* norms, Heads heads) {
-  const int64_t rows = p.block_rows > 0 ? p.block_rows : exact_rows<V>(p);
+inline size_t exact_bytes(const Problem& p, int64_t rows) {
   Arena size(nullptr);
   cut_exact<V>(p, rows, &size);
   cut_panels<V>(p, ceil_div(rows, panel_width<V>()), false, &size, nullptr);
-  Workspaces spaces(size.bytes());
+  return size.bytes();
+}
+
+template <class V>
+inline const char* run_exact_heads(const Problem& p, const float* norms, Heads heads, int64_t rows,
+                                   Workspaces* spaces) {
   const int64_t blocks = p.units / p.g * ceil_div(p.rows, rows);  // of a key head
-  ExactJob job{&p, &spaces, norms, rows, heads.first * blocks};
+  ExactJob job{&p, spaces, norms, rows, heads.first * blocks};
   run_tasks(p.pool, (heads.end - heads.first) * blocks, block_task<V, ExactJob, exact_block<V>>, &job);
-  return spaces.error();
+  return spaces->error();
 }
 
 // One head after another where it is copied: copies of all would be as large as K and V.
 template <class V>
 inline const char* run_exact(const Problem& p, const float* norms) {
-  const int64_t heads = p.b * p.g;
-  if (!copies(p)) return run_exact_heads<V>(p, norms, {0, heads});
+  const int64_t heads = p.b * p.g, rows = p.block_rows > 0 ? p.block_rows : exact_rows<V>(p);
+  Workspaces spaces(exact_bytes<V>(p, rows));
+  if (!copies(p)) return run_exact_heads<V>(p, norms, {0, heads}, rows, &spaces);
   Arena size(nullptr);
   take_heads(p, {0, 1}, &size);
   Workspaces memory(size.bytes());
@@ -56,7 +61,7 @@ inline const char* run_exact(const Problem& p, const float* norms) {
     Arena arena(space);
     const Problem copied = take_heads(p, {i, i + 1}, &arena);
     copy_heads(p, copied, {i, i + 1});
-    error = run_exact_heads<V>(copied, norms, {i, i + 1});
+    error = run_exact_heads<V>(copied, norms, {i, i + 1}, rows, &spaces);
   }
   memory.give(space);
   return error;

@@ -1,7 +1,6 @@
 // Which of a tile's keys can be among a row's k best: a level proved from few comparisons, and what exceeds it.
 //
-// What is found is listed, first as one integer a key, its 16-bit score above its place in the tile; everything after
-// the first pass reads a short list.
+// What is found is listed, first by its place in the tile; everything after the first pass reads a short list.
 #ifndef GRAFT_PICK8_H_
 #define GRAFT_PICK8_H_
 

@@ -197,13 +197,19 @@ inline void score_rows8(const uint8_t* q, const Keys8& keys, int64_t n, int64_t 
   sums.template store<Biased>(keys.scale + first, bias, rows, first, to);
 }
 
+// Row r of the tile where it holds one bit a key, and how far it is to the next.
+inline ToBits bits_of(const Topk8Scratch& x, int64_t r) {
+  const int64_t stride = x.stride / 2;
+  return {reinterpret_cast<uint32_t*>(x.tile) + r * stride, stride};
+}
+
 // Where the scores of row r and a chunk's next panel go.
 template <class To>
 inline To target_of(const Chunk& chunk, int64_t r, const Topk8Scratch& x) {
   constexpr int64_t packs = kPanelKeys / kPack;
   if constexpr (std::is_same_v<To, ToBits>) {
-    const int64_t stride = x.stride / 2;
-    return {reinterpret_cast<uint32_t*>(x.tile) + r * stride + chunk.panels * packs, stride};
+    const ToBits row = bits_of(x, r);
+    return {row.to + chunk.panels * packs, row.stride};
   } else {
     const int64_t width = x.groups * kPack, group = (chunk.before + chunk.panels) * packs % x.groups;
     return {x.tile + r * x.stride + chunk.panels * kPanelKeys, x.maxima + r * width + group * kPack, x.stride, width};

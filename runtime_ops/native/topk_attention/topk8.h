@@ -160,8 +160,6 @@ inline bool end_row8(const Search8& s, Row8* row, const Found& f) {
   return proved(*row, f);
 }
 
-inline bool is_left(uint64_t rows, int64_t r) { return (rows >> r & 1) != 0; }
-
 // What reads keys and values, which are on their way for one row while another is worked on. Returns the rows that are
 // not proved, as bits.
 inline uint64_t end_rows(const Search8& s) {

@@ -1,4 +1,4 @@
-// The k largest scores of a row, exactly: a threshold is found by halving an interval and counting in vectors.
+// The k largest scores of a row, exactly: a threshold is looked for in an interval, by counting in vectors.
 // Internal linkage: see scalar.h.
 #ifndef GRAFT_VECTOR_SELECT_H_
 #define GRAFT_VECTOR_SELECT_H_
@@ -20,7 +20,7 @@ struct Selection {
   int64_t k, capacity;
 };
 
-// Order-preserving integers, to halve an interval of floats in at most 32 steps whatever is in it.
+// Order-preserving integers, so that an interval of floats can be halved until nothing is left of it, whatever is in it.
 inline int64_t to_order(float x) {
   const int32_t bits = static_cast<int32_t>(to_bits(x));
   return bits < 0 ? bits ^ 0x7fffffff : bits;

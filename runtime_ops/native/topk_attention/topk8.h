@@ -8,6 +8,7 @@
 #define GRAFT_TOPK8_H_
 
 #include "kernels.h"
+#include "cut8.h"
 #include "guess8.h"
 
 namespace graft {
@@ -111,36 +112,6 @@ inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, co
   return row.bound < kInf && row.bias_unit < kInf && __builtin_fabsf(row.base) < kInf;
 }
 
-// Of the candidates that score `level`, leaves the `ties` first keys.
-inline void drop_ties(float level, int64_t ties, Candidates* c) {
-  int64_t low = -1, high = INT32_MAX;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    int64_t count = 0;
-    for (int64_t i = 0; i < c->count; ++i) count += c->scores[i] == level && id_at(*c, i) <= middle;
-    if (count >= ties) high = middle;
-    else low = middle;
-  }
-  for (int64_t i = 0; i < c->count; ++i) {
-    if (c->scores[i] == level && id_at(*c, i) > high) c->scores[i] = -kInf;
-  }
-}
-
-inline float lowest(const float* x, int64_t n) {
-  __m512 low = _mm512_set1_ps(kInf);
-  for (int64_t i = 0; i < n; i += 16) low = _mm512_mask_min_ps(low, lanes_of(n - i), low, _mm512_loadu_ps(x + i));
-  return _mm512_reduce_min_ps(low);
-}
-
-// Leaves the k best; of equal ones the first, as everywhere, though candidates are in no order here.
-inline void cut_exactly(int64_t k, float guess, float step, Candidates* c) {
-  pad<Avx512>(c);
-  if (c->count <= k) return;
-  const Cut cut = find_cut<Avx512>(*c, k, 0, guess, step);
-  if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
-  keep_above<Avx512>(cut.above < k ? below(cut.level) : cut.level, 0, c);
-}
-
 // Everything that reads scores; false where there is no room for what is found.
 inline bool find_rows(const Search8& s, float top) {
   hide(s.x.maxima, s.k.rows * s.x.groups);
@@ -155,8 +126,7 @@ inline bool find_rows(const Search8& s, float top) {
 
 // Cuts a row's scored candidates back to the k best; false where these are not proved.
 inline bool end_row8(const Search8& s, Row8* row, const Found& f) {
-  cut_exactly(s.p.top_k, row->expected, row->step, &row->best);
-  row->lowest = row->best.count < s.p.top_k ? -kInf : lowest(row->best.scores, row->best.count);
+  row->lowest = cut_exactly(s.p.top_k, row->expected, row->step, &row->best);
   return proved(*row, f);
 }
 
@@ -166,9 +136,11 @@ inline uint64_t end_rows(const Search8& s) {
   const Topk8Scratch& x = s.x;
   link_rows(s);
   for (int64_t r = 0; r < s.k.rows; ++r) score_again(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
+  const Block next{s.k.b, s.k.g, s.k.head, most<int64_t>(0, s.k.first - s.k.rows), s.k.rows};
   uint64_t left = 0;
   for (int64_t r = 0; r < s.k.rows; ++r) {
     ask_for(row_of(s.p, s.k, s.p.args.out, r), s.p.e * element_size(s.p.args.out.dtype));
+    ask_for(row_of(s.p, next, s.p.args.q, r), s.p.d * element_size(s.p.args.q.dtype));
     if (!end_row8(s, &x.rows[r], x.found[r])) left |= uint64_t{1} << r;
   }
   link_rows(s);

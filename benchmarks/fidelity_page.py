@@ -20,8 +20,9 @@ and decisions as the teacher's, right choices, the scores' error; {back:.0%} of 
 COMBINER = """`examples/combiner`: a tiny language model, dense for {steps} steps, made Combiner (`{variant}`) and
 fine-tuned for {more} beside the dense one trained on for as long: loss on unseen text."""
 REMAINDER = """Without a remainder, as in the paper, softmax goes over the k chosen keys. With *mean* it goes over all
-visible keys, and the mass of those that were not chosen goes to the mean of their values; with *blocks* the same in
-every block of 64 keys, and the query's own block stays exact: `topk-attention:k=64,remainder=blocks`."""
+visible keys, and the mass of those that were not chosen goes to the mean of their values; with *blocks* it goes, in
+every block of 64 keys, to the mean of the block's visible values, the chosen ones among them, and the query's own block
+stays exact: `topk-attention:k=64,remainder=blocks`."""
 PERCENT = ("found", "same", "titles", "place", "positive")
 
 

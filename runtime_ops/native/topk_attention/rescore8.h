@@ -131,7 +131,7 @@ inline bool list_few(const Search8& s, const Chunk& chunk, const Bits& bits, int
   for (int64_t r = first; r < end; ++r) {
     Found& f = x.found[r];
     const bool scored = bits.tile && (several_tiles(s) || too_many(f.listed, s.p.top_k));
-    keep_listed(to, scored ? x.tile + r * x.stride : nullptr, chunk, x.starts, &f);
+    keep_listed(to, bits.tile, scored ? x.tile + r * x.stride : nullptr, chunk, x.starts, &f);
     to += f.listed;
   }
   return true;

@@ -143,8 +143,8 @@ def test_many_sentences_go_through_in_parts() -> None:
 
 
 def wide(n: int, h: int, s: int) -> Sample:
-    """Return a call with two heads of weights, through which n·h·s rows go."""
-    shapes = {"q": (n, h, s, 130), "memory": (1, 40, 1045), "w_k": (2, 130, 1045), "w_v": (2, 130, 1045)}
+    """Return a call of n·h·s rows through two heads of weights: too many weights for one task to pack at one time."""
+    shapes = {"q": (n, h, s, 301), "memory": (1, 40, 1045), "w_k": (2, 301, 1045), "w_v": (2, 301, 1045)}
     return Sample(id=f"wide-{n}-{h}-{s}", arrays=small(np.random.default_rng(0), shapes))
 
 

@@ -31,7 +31,7 @@ inline int64_t tile_stride(const Problem& p) {
   return round_up(least(p.t, kTileKeys), kPacksAtOnce * kPack) + kPack;
 }
 
-inline int64_t topk8_rows(const Problem& p) { return least<int64_t>(p.rows, 48); }  // a multiple of score_rows8's
+inline int64_t topk8_rows(const Problem& p) { return least<int64_t>(p.rows, 60); }  // a multiple of score_rows8's
 
 inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows, Arena* arena) {
   Topk8Scratch x;

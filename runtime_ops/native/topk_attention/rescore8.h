@@ -2,7 +2,6 @@
 #ifndef GRAFT_RESCORE8_H_
 #define GRAFT_RESCORE8_H_
 
-#include "copied.h"
 #include "pick8.h"
 
 namespace graft {
@@ -47,9 +46,6 @@ inline __m256 dots(const float* q, const void* const* keys, int64_t any_d) {
   return _mm256_add_ps(reduce8(sum), _mm256_loadu_ps(rest));
 }
 
-constexpr int64_t kAhead = 16;   // rows of k are anywhere in memory, so they are asked for ahead
-constexpr int64_t kLinked = 32;  // ids behind a row's last candidate
-
 // Scores of the candidates. Behind the last one, ids tell what is needed next.
 template <int32_t Dtype, int64_t D = 0>
 inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t any_d, Candidates* c) {
@@ -74,35 +70,6 @@ inline void score_again(const Problem& p, const Block& k, const Walk& walk, cons
   if (x.dtype == GRAFT_BF16) dot_all<GRAFT_BF16>(keys, x.strides[2], query, p.d, c);
   for (int64_t i = 0; walk.bias != nullptr && i < c->count; ++i) c->scores[i] += walk.bias[id_at(*c, i)];
 }
-
-// The lowest 16-bit score that is listed where k keys reach `reached`. Both may be wrong by the row's error bound, so
-// at a `reach` of 2 no key below it can be among the k best; nearly always less is enough, which `proved` tells.
-inline int level_below(const Row8& row, int reached, float reach) {
-  const float level = __builtin_floorf(static_cast<float>(reached) - reach * row.bound * row.bias_unit);
-  return level > static_cast<float>(kHidden) ? static_cast<int>(level) : kHidden + 1;
-}
-
-struct Search8 {
-  const Problem& p;
-  const Block& k;
-  const Keys8& keys;
-  const Walk& walk;
-  const Topk8Scratch& x;
-  float reach;
-};
-
-// A row's level, in norms of its query, is a good guess for the next row.
-inline void guess_level(const Search8& s, int64_t r) {
-  if (r == 0) return;
-  const Row8 &row = s.x.rows[r], &last = s.x.rows[r - 1];
-  const float ratio = row.length * row.bias_unit / (last.length * last.bias_unit);
-  const float guess = static_cast<float>(s.x.found[r - 1].reached) * ratio;
-  s.x.found[r].reached = guess > -3e4f && guess < 3e4f ? static_cast<int>(guess) : 0;
-}
-
-// Where some of what was listed can be forgotten again, or is worth it, scores are kept with it.
-inline bool several_tiles(const Search8& s) { return s.walk.end - s.walk.at / kPanelKeys * kPanelKeys > kTileKeys; }
-inline bool too_many(int64_t listed, int64_t k) { return listed > 2 * k; }
 
 // One bit a key, for some rows.
 struct Bits {
@@ -160,37 +127,30 @@ inline bool find_tile(const Search8& s, const Chunk& chunk) {
   return true;
 }
 
-// Leaves the candidates: of what all tiles listed, what the last one's level leaves; where this is much, what the level
-// of all that is listed and the keys' own error bounds leave.
-inline void end_list(const Search8& s, int64_t k, Row8* row, Found* f) {
-  const bool many = too_many(f->count, k);
-  if (many) f->reached = raise_level(*f, k, f->reached);
-  f->level = level_below(*row, f->reached, s.reach);
-  if (many && f->level > kHidden + 1) {
-    drop_impossible(s.keys, *row, row->unit * static_cast<float>(f->level) + row->bound, f);
-  } else if (several_tiles(s)) {
-    drop_below(f->level, f);
+inline bool list_bits(const Search8& s, const Chunk& chunk) {
+  for (int64_t r = 0; r < s.k.rows; r += kRowsAtOnce) {
+    const ToBits bits = bits_of(s.x, r);
+    if (!list_few(s, chunk, {bits.to, bits.stride, false}, r, least(r + kRowsAtOnce, s.k.rows))) return false;
   }
-  row->best.count = f->count;
-  row->step = 0.2f * s.reach * row->bound;  // groups with more than one of the best keys let the level fall behind
-  row->expected = row->base + row->unit * static_cast<float>(f->reached) + 2.5f * row->step;
+  return true;
 }
 
-// Behind the ids of each row's candidates, those of the next row: see dot_all.
-inline void link_rows(const Search8& s) {
-  for (int64_t r = 0; r < s.k.rows; ++r) {
-    const Candidates &row = s.x.rows[r].best, &next = s.x.rows[least(r + 1, s.k.rows - 1)].best;
-    const float last = row.count > 0 ? row.ids[row.count - 1] : 0.0f;
-    for (int64_t i = 0; i < kLinked; i += 16) {
-      const __m512 ids = next.count >= i + 16 ? Avx512::load(next.ids + i) : Avx512::set1(last);
-      Avx512::store(row.ids + row.count + i, ids);
-    }
-  }
+inline float lowest(const float* x, int64_t n) {
+  __m512 low = _mm512_set1_ps(kInf);
+  for (int64_t i = 0; i < n; i += 16) low = _mm512_mask_min_ps(low, lanes_of(n - i), low, _mm512_loadu_ps(x + i));
+  return _mm512_reduce_min_ps(low);
 }
 
-// Whether no key that is not listed can be among the k best.
-inline bool proved(const Row8& row, const Found& f) {
-  return f.level == kHidden + 1 || (row.lowest - row.base - row.bound) * row.bias_unit >= static_cast<float>(f.level);
+// Leaves the k best; of equal ones the first, as everywhere, though candidates are in no order here. Returns the lowest,
+// -inf where there are not k.
+inline float cut_exactly(int64_t k, float guess, float step, Candidates* c) {
+  pad<Avx512>(c);
+  if (c->count < k) return -kInf;
+  if (c->count == k) return lowest(c->scores, k);
+  const Cut cut = find_cut<Avx512>(*c, k, 0, guess, step);
+  if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
+  keep_above<Avx512>(cut.above < k ? below(cut.level) : cut.level, 0, c);
+  return lowest(c->scores, k);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // out of a mask one by one. Beyond scalar.h, V has
 //   I                     integers of 32 bits, as many as lanes; load_i, to_float, and to_units, which rounds
 //   unsigned_queries      whether add_products takes unsigned bytes of queries
+//   rows8                 how many rows times sixteen keys have sums that fit the registers
 //   quad                  four bytes of a query, in every lane
 //   add_products          sum + four products a lane; sums begin with first_sum(offsets of the keys)
 //   store_i8, store_i16   a vector as bytes; sixteen integers as 16 bits, those out of range as the nearest
@@ -103,7 +104,7 @@ struct Reached {
 };
 
 // A panel's scores with rows r .. end - 1.
-template <class V, class To, bool Biased, int RM = 6>
+template <class V, class To, bool Biased, int RM = V::rows8>
 inline void score_rows(const Search8& s, int64_t first, const Chunk& chunk, int64_t r) {
   const int64_t n = quads(s.p);
   for (; r + RM <= s.k.rows; r += RM) {

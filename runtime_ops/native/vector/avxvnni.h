@@ -10,6 +10,7 @@ namespace {
 struct AvxVnni : Avx2 {
   using I = __m256i;
   static constexpr bool unsigned_queries = true;
+  static constexpr int rows8 = 6;
 
   static I load_i(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
   static I quad(const uint8_t* p) {
@@ -18,7 +19,11 @@ struct AvxVnni : Avx2 {
     return _mm256_set1_epi32(four);
   }
   static I first_sum(const int32_t* offset) { return load_i(offset); }
-  static I add_products(I sum, I query, I keys) { return _mm256_dpbusd_avx_epi32(sum, query, keys); }
+  // As an instruction, because GCC 12 copies sums to memory around its own name for it.
+  static I add_products(I sum, I query, I keys) {
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(query), "x"(keys));
+    return sum;
+  }
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static I to_units(F x) { return _mm256_cvtps_epi32(x); }
 

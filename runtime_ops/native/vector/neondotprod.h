@@ -10,6 +10,7 @@ namespace {
 struct NeonDotprod : Neon {
   using I = int32x4_t;
   static constexpr bool unsigned_queries = false;
+  static constexpr int rows8 = 4;
 
   static I load_i(const void* p) { return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p))); }
   static I quad(const uint8_t* p) {

@@ -28,9 +28,7 @@ struct Avx512Vnni {
   static void drop_impossible(const Keys8& keys, const Row8& row, float wanted, Found* f) {
     graft::drop_impossible(keys, row, wanted, f);
   }
-  static void score_again(const Problem& p, const Block& k, const Walk& walk, const float* query, Candidates* c) {
-    graft::score_again(p, k, walk, query, c);
-  }
+  static void store_sums(const V::F* x, float* to) { _mm256_storeu_ps(to, reduce8(x)); }
   static float cut_exactly(int64_t k, float guess, float step, Candidates* c) {
     return graft::cut_exactly(k, guess, step, c);
   }

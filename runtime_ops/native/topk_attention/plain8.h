@@ -6,11 +6,11 @@
 //   quad                  four bytes of a query, in every lane
 //   add_products          sum + four products a lane; sums begin with first_sum(offsets of the keys)
 //   store_i8, store_i16   a vector as bytes; sixteen integers as 16 bits, those out of range as the nearest
+//   reduce_eight          the sums of eight vectors' lanes
 //   raise_i16, above_i16  of 64 scores: into maxima; which exceed a level
 #ifndef GRAFT_PLAIN8_H_
 #define GRAFT_PLAIN8_H_
 
-#include "../vector/dots.h"
 #include "search8.h"
 
 namespace graft {
@@ -139,11 +139,16 @@ template <class Bits>
 inline bool list_panels(const Search8& s, const Chunk& chunk, const int16_t* scores, Bits bits, Found* f) {
   for (int64_t panel = 0; panel < chunk.panels; ++panel) {
     if (f->count + kPanelKeys > s.x.room) return false;
-    for (uint64_t left = bits(panel); left != 0; left &= left - 1) {
-      const int place = __builtin_ctzll(left);
-      f->ids[f->count] = s.x.starts[panel] + place;
-      if (scores != nullptr) f->scores[f->count] = scores[panel * kPanelKeys + place];
-      ++f->count;
+    for (uint64_t left = bits(panel); left != 0;) {
+      constexpr int few = 4;  // most panels have no more, and no branch tells how many fewer
+      const int hits = least(__builtin_popcountll(left), few);
+#pragma GCC unroll 4
+      for (int i = 0; i < few; ++i, left &= left - 1) {
+        const int place = __builtin_ctzll(left | uint64_t{1} << (kPanelKeys - 1));
+        f->ids[f->count + i] = s.x.starts[panel] + place;
+        if (scores != nullptr) f->scores[f->count + i] = scores[panel * kPanelKeys + place];
+      }
+      f->count += hits;
     }
   }
   return true;
@@ -159,20 +164,6 @@ inline void keep_if(Stays stays, Found* f) {
     kept += stay ? 1 : 0;
   }
   f->count = kept;
-}
-
-// Scores of the candidates. Behind the last one, ids tell what is needed next.
-template <class V, int32_t Dtype>
-inline void dot_all(const void* keys, int64_t stride, const float* query, int64_t d, Candidates* c) {
-  constexpr int some = 8;
-  for (int64_t i = 0; i < c->count; i += some) {
-    const void* rows[some];
-    for (int x = 0; x < some; ++x) {
-      rows[x] = element(keys, Dtype, id_at(*c, i + x) * stride);
-      ask_for(element(keys, Dtype, id_at(*c, i + x + kAhead) * stride), d * element_size(Dtype));
-    }
-    dots<V, some, 1, Dtype>(rows, &query, d, 0, c->scores + i, some);
-  }
 }
 
 // The steps of search8.h.
@@ -239,14 +230,7 @@ struct Plain8 {
     }, f);
   }
 
-  static void score_again(const Problem& p, const Block& k, const Walk& walk, const float* query, Candidates* c) {
-    const graft_tensor& x = p.args.k;
-    const void* keys = head_data(k, x);
-    if (x.dtype == GRAFT_F32) dot_all<V, GRAFT_F32>(keys, x.strides[2], query, p.d, c);
-    if (x.dtype == GRAFT_F16) dot_all<V, GRAFT_F16>(keys, x.strides[2], query, p.d, c);
-    if (x.dtype == GRAFT_BF16) dot_all<V, GRAFT_BF16>(keys, x.strides[2], query, p.d, c);
-    for (int64_t i = 0; walk.bias != nullptr && i < c->count; ++i) c->scores[i] += walk.bias[id_at(*c, i)];
-  }
+  static void store_sums(const typename V::F* x, float* to) { V::reduce_eight(x, to); }
 
   static float cut_exactly(int64_t k, float guess, float step, Candidates* c) {
     pad<V>(c);

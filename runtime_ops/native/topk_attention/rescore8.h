@@ -1,4 +1,4 @@
-// Candidates of a row scored again in fp32, and as few of them as the error bounds allow.
+// Lists of a few rows at a time, and what scores them again in fp32.
 #ifndef GRAFT_RESCORE8_H_
 #define GRAFT_RESCORE8_H_
 
@@ -20,55 +20,6 @@ inline __m256 reduce8(const __m512* x) {
   const __m512 c = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
   return _mm512_castps512_ps256(
       _mm512_add_ps(_mm512_shuffle_f32x4(c, c, 0x88), _mm512_shuffle_f32x4(c, c, 0xdd)));
-}
-
-constexpr int kDots = 8;
-
-// q.key for some keys. D is d where it is known beforehand, else 0.
-template <int32_t Dtype, int64_t D>
-inline __m256 dots(const float* q, const void* const* keys, int64_t any_d) {
-  const int64_t d = D > 0 ? D : any_d;
-  __m512 sum[kDots];
-#pragma GCC unroll 8
-  for (int x = 0; x < kDots; ++x) sum[x] = _mm512_setzero_ps();
-  int64_t i = 0;
-#pragma GCC unroll 8
-  for (; i + 16 <= d; i += 16) {
-    const __m512 query = Avx512::load(q + i);
-#pragma GCC unroll 8
-    for (int x = 0; x < kDots; ++x) sum[x] = _mm512_fmadd_ps(query, widen<Avx512>(keys[x], Dtype, i), sum[x]);
-  }
-  if (i == d) return reduce8(sum);
-  float rest[kDots] = {};
-  for (; i < d; ++i) {
-    for (int x = 0; x < kDots; ++x) rest[x] += q[i] * widen1(keys[x], Dtype, i);
-  }
-  return _mm256_add_ps(reduce8(sum), _mm256_loadu_ps(rest));
-}
-
-// Scores of the candidates. Behind the last one, ids tell what is needed next.
-template <int32_t Dtype, int64_t D = 0>
-inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t any_d, Candidates* c) {
-  const int64_t d = D > 0 ? D : any_d;
-  for (int64_t i = 0; i < c->count; i += kDots) {
-    const void* some[kDots];
-#pragma GCC unroll 8
-    for (int x = 0; x < kDots; ++x) {
-      some[x] = element(keys, Dtype, id_at(*c, i + x) * stride);
-      ask_for(element(keys, Dtype, id_at(*c, i + x + kAhead) * stride), d * element_size(Dtype));
-    }
-    _mm256_storeu_ps(c->scores + i, dots<Dtype, D>(q, some, d));
-  }
-}
-
-inline void score_again(const Problem& p, const Block& k, const Walk& walk, const float* query, Candidates* c) {
-  const graft_tensor& x = p.args.k;
-  const void* keys = head_data(k, x);
-  if (x.dtype == GRAFT_F32 && p.d == 64) dot_all<GRAFT_F32, 64>(keys, x.strides[2], query, p.d, c);
-  else if (x.dtype == GRAFT_F32) dot_all<GRAFT_F32>(keys, x.strides[2], query, p.d, c);
-  if (x.dtype == GRAFT_F16) dot_all<GRAFT_F16>(keys, x.strides[2], query, p.d, c);
-  if (x.dtype == GRAFT_BF16) dot_all<GRAFT_BF16>(keys, x.strides[2], query, p.d, c);
-  for (int64_t i = 0; walk.bias != nullptr && i < c->count; ++i) c->scores[i] += walk.bias[id_at(*c, i)];
 }
 
 // One bit a key, for some rows.

@@ -134,7 +134,7 @@ template <class L>
 inline uint64_t end_rows(const Search8& s) {
   const Topk8Scratch& x = s.x;
   link_rows<typename L::V>(s);
-  for (int64_t r = 0; r < s.k.rows; ++r) L::score_again(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
+  for (int64_t r = 0; r < s.k.rows; ++r) score_again<L>(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
   uint64_t left = 0;
   for (int64_t r = 0; r < s.k.rows; ++r) {
     ask_for(row_of(s.p, s.k, s.p.args.out, r), s.p.e * element_size(s.p.args.out.dtype));

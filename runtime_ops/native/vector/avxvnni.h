@@ -36,6 +36,14 @@ struct AvxVnni : Avx2 {
   static void store_i16(int16_t* p, const I* x) {
     _mm256_storeu_si256(reinterpret_cast<I*>(p), in_order(_mm256_packs_epi32(x[0], x[1])));
   }
+  // Lane i of either half is the sum of x[i]'s half.
+  static F add_halves(const F* x) {
+    return _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+  }
+  static void reduce_eight(const F* x, float* to) {
+    const F a = add_halves(x), b = add_halves(x + 4);
+    store(to, add(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)));
+  }
   static void raise_i16(int16_t* high, const int16_t* p) {
     for (int i = 0; i < 64; i += 16) {
       _mm256_storeu_si256(reinterpret_cast<I*>(high + i), _mm256_max_epi16(load_i(high + i), load_i(p + i)));

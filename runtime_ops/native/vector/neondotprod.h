@@ -35,6 +35,11 @@ struct NeonDotprod : Neon {
     vst1q_s16(p, vqmovn_high_s32(vqmovn_s32(x[0]), x[1]));
     vst1q_s16(p + 8, vqmovn_high_s32(vqmovn_s32(x[2]), x[3]));
   }
+  static void reduce_eight(const F* x, float* to) {
+    for (int i = 0; i < 8; i += 4) {
+      store(to + i, vpaddq_f32(vpaddq_f32(x[i], x[i + 1]), vpaddq_f32(x[i + 2], x[i + 3])));
+    }
+  }
   static void raise_i16(int16_t* high, const int16_t* p) {
     for (int i = 0; i < 64; i += 8) vst1q_s16(high + i, vmaxq_s16(vld1q_s16(high + i), vld1q_s16(p + i)));
   }

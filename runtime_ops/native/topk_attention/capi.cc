@@ -44,7 +44,7 @@ struct TopKAttention {
         {"topk_attention_avx512vnni", Isa::avx512vnni, {}, {1024, 64}, 4, topk_attention_avx512vnni},
         {"topk_attention_avx512", Isa::avx512, kAnything, {}, 2, topk_attention_avx512},
 #if defined(GRAFT_AVXVNNI)
-        {"topk_attention_avxvnni", Isa::avxvnni, {}, {1024, 64}, 3, topk_attention_avxvnni},
+        {"topk_attention_avxvnni", Isa::avxvnni, {}, {512, 64}, 3, topk_attention_avxvnni},
 #endif
         {"topk_attention_avx2", Isa::avx2, kAnything, {}, 1, topk_attention_avx2},
 #endif

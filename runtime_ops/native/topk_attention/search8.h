@@ -97,7 +97,7 @@ inline bool load_panel_bias(const Walk& walk, int64_t first, float top, float* t
   for (int64_t x = 0; x < kPanelKeys; ++x) {
     const int64_t j = first + x;
     float bias = j >= walk.end ? -kInf : walk.bias[j];
-    if (bias < walk.floor) bias = -kInf;
+    if (!(bias >= walk.floor)) bias = -kInf;  // a NaN too, as no key with one is ever chosen
     any = any || bias != -kInf;
     to[x] = bias - top;
   }

@@ -38,9 +38,9 @@ uint32_t detect() {
   if ((saved_state() & ymm) != ymm) return 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, bit_AVX2)) return 0;
   const uint32_t features = b, more = c;
-  constexpr uint32_t vnni256 = 1 << 4;  // of its own: neither do processors with AVX-512 all have it, nor the other way
+  constexpr uint32_t avxvnni = 1 << 4;  // some processors with AVX-512 are without, and some without AVX-512 have it
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) a = 0;
-  const uint32_t narrow = bit_of(Isa::avx2) | (has(a, vnni256) ? bit_of(Isa::avxvnni) : 0);
+  const uint32_t narrow = bit_of(Isa::avx2) | (has(a, avxvnni) ? bit_of(Isa::avxvnni) : 0);
   constexpr uint32_t avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   if ((saved_state() & zmm) != zmm || !has(features, avx512)) return narrow;
   const uint32_t wide = narrow | bit_of(Isa::avx512);

@@ -11,7 +11,7 @@
 #ifndef GRAFT_PLAIN8_H_
 #define GRAFT_PLAIN8_H_
 
-#include "search8.h"
+#include "rescore8.h"
 
 namespace graft {
 namespace {

@@ -167,13 +167,6 @@ inline void score_panel8(const Problem& p, const Keys8& keys, int64_t first, con
   if constexpr (RM > 1) score_panel8<Biased, To, RM / 2>(p, keys, first, chunk, r, end, x);
 }
 
-inline void cut_places(const Problem& p, Arena* arena, Topk8Scratch* x) {
-  x->masks = arena->take<uint32_t>(kRowsAtOnce * (x->stride / kPack));
-  x->hit_room = 2 * round_up(ceil_div(least(p.t, kBitKeys), kPack) + 2, kPacksAtOnce) + 16;
-  x->hits = arena->take<uint32_t>(kRowsAtOnce * x->hit_room);
-  x->places = arena->take<int32_t>(kRowsAtOnce * 16 * x->room + 16);
-}
-
 // Nothing is found in the last packs of a chunk, which are there for the sake of whole vectors.
 template <class To>
 inline void clear_rest(const Chunk& chunk, int64_t used, int64_t rows, const Topk8Scratch& x) {

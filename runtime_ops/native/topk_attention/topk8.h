@@ -9,6 +9,7 @@
 
 #include "guess8.h"
 #include "kernels.h"
+#include "rescore8.h"
 
 namespace graft {
 namespace {

@@ -1,6 +1,6 @@
 // 8-bit scores for vectors V that multiply bytes, but can neither compress integers nor gather them: hits are taken
 // out of a mask one by one. Beyond scalar.h, V has
-//   I                     integers of 32 bits, as many as lanes; load_i, to_float, and to_units, which rounds
+//   I                     integers of 32 bits, as many as lanes; load_i, to_float, and to_integers, which rounds
 //   unsigned_queries      whether add_products takes unsigned bytes of queries
 //   rows8                 how many rows times sixteen keys have sums that fit the registers
 //   quad                  four bytes of a query, in every lane
@@ -18,12 +18,22 @@ namespace {
 
 constexpr int64_t kLineKeys = 16;  // whose quads fill a cache line
 
+// Scores in units.
+template <class V, bool Biased>
+inline typename V::I to_units(typename V::I sum, const float* key_scale, const float* bias, const Row8& row) {
+  typename V::F score = V::mul(V::to_float(sum), V::load(key_scale));
+  if (Biased) {  // -inf becomes the lowest integer
+    const typename V::F more = V::mul(V::load(bias), V::set1(row.bias_unit));
+    score = V::fma(score, V::set1(row.scale), more);
+  }
+  return V::to_integers(score);
+}
+
 // Scores of RM rows and sixteen keys, from key `first` on, whose biases these are: registers hold no more sums. Not
 // inlined, because among other code the sums would not stay there.
 template <class V, int RM, bool Biased>
 [[gnu::noinline]] void score_line(const uint8_t* query, int64_t n, const Keys8& keys, int64_t first, const float* bias,
                                   const Row8* rows, int16_t* to, int64_t stride) {
-  using F = typename V::F;
   using I = typename V::I;
   constexpr int vectors = kLineKeys / V::lanes;
   const int64_t in_panel = first % kPanelKeys;
@@ -50,12 +60,8 @@ template <class V, int RM, bool Biased>
     I units[vectors];
 #pragma GCC unroll 4
     for (int x = 0; x < vectors; ++x) {
-      F score = V::mul(V::to_float(sum[r][x]), V::load(keys.scale + first + x * V::lanes));
-      if (Biased) {  // -inf becomes the lowest integer
-        const F more = V::mul(V::load(bias + x * V::lanes), V::set1(rows[r].bias_unit));
-        score = V::fma(score, V::set1(rows[r].scale), more);
-      }
-      units[x] = V::to_units(score);
+      const int64_t key = x * V::lanes;
+      units[x] = to_units<V, Biased>(sum[r][x], keys.scale + first + key, bias + key, rows[r]);
     }
     V::store_i16(to + r * stride, units);
   }
@@ -103,7 +109,7 @@ struct Reached {
   }
 };
 
-// A panel's scores with rows r .. end - 1.
+// A panel's scores with rows from r on.
 template <class V, class To, bool Biased, int RM = V::rows8>
 inline void score_rows(const Search8& s, int64_t first, const Chunk& chunk, int64_t r) {
   const int64_t n = quads(s.p);

@@ -25,11 +25,11 @@ struct AvxVnni : Avx2 {
     return sum;
   }
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
-  static I to_units(F x) { return _mm256_cvtps_epi32(x); }
+  static I to_integers(F x) { return _mm256_cvtps_epi32(x); }
 
   static I in_order(I x) { return _mm256_permute4x64_epi64(x, 0xd8); }  // what packing two vectors left in turns
   static void store_i8(int8_t* p, F x) {
-    const I half = in_order(_mm256_packs_epi32(to_units(x), to_units(x)));
+    const I half = in_order(_mm256_packs_epi32(to_integers(x), to_integers(x)));
     const __m128i low = _mm256_castsi256_si128(half);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(low, low));
   }

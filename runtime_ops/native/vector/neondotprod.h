@@ -23,10 +23,10 @@ struct NeonDotprod : Neon {
     return vdotq_s32(sum, vreinterpretq_s8_s32(query), vreinterpretq_s8_s32(keys));
   }
   static F to_float(I x) { return vcvtq_f32_s32(x); }
-  static I to_units(F x) { return vcvtnq_s32_f32(x); }
+  static I to_integers(F x) { return vcvtnq_s32_f32(x); }
 
   static void store_i8(int8_t* p, F x) {
-    const int16x4_t half = vqmovn_s32(to_units(x));
+    const int16x4_t half = vqmovn_s32(to_integers(x));
     const int32x2_t bytes = vreinterpret_s32_s8(vqmovn_s16(vcombine_s16(half, half)));
     const int32_t four = vget_lane_s32(bytes, 0);
     memcpy(p, &four, sizeof four);

@@ -1,5 +1,6 @@
 // TopKAttention for AVX-512 with VNNI: top-k only, scored in 8-bit integers first.
 #include "../vector/avx512.h"
+#include "cut8.h"
 #include "list8.h"
 #include "run8.h"
 

@@ -49,7 +49,7 @@ inline void guess_row(const Habit& habit, Row8* row) {
 inline void expect(const Habit& habit, int64_t k, Row8* row) {
   const float norms = row->length / habit.rate;
   row->expected = row->base + row->unit * static_cast<float>(row->guess) + norms * log_ratio(row->best.count, k);
-  row->step = 6.0f * norms / static_cast<float>(k);
+  row->step = 10.0f * norms / static_cast<float>(k);
 }
 
 // Lists what exceeds the guesses. False where there is no room for it.

@@ -1,9 +1,8 @@
-// Lists of what some rows can need of a tile, or of bits; and what AVX-512 has of its own to score and to cut them.
+// Lists of what some rows can need of a tile, or of bits; and what AVX-512 has of its own to score them.
 #ifndef GRAFT_LIST8_H_
 #define GRAFT_LIST8_H_
 
 #include "pick8.h"
-#include "rescore8.h"
 
 namespace graft {
 namespace {
@@ -92,24 +91,6 @@ inline bool list_bits(const Search8& s, const Chunk& chunk) {
     if (!list_few(s, chunk, {bits.to, bits.stride, false}, r, least(r + kRowsAtOnce, s.k.rows))) return false;
   }
   return true;
-}
-
-inline float lowest(const float* x, int64_t n) {
-  __m512 low = _mm512_set1_ps(kInf);
-  for (int64_t i = 0; i < n; i += 16) low = _mm512_mask_min_ps(low, lanes_of(n - i), low, _mm512_loadu_ps(x + i));
-  return _mm512_reduce_min_ps(low);
-}
-
-// Leaves the k best; of equal ones the first, as everywhere, though candidates are in no order here. Returns the lowest,
-// -inf where there are not k.
-inline float cut_exactly(int64_t k, float guess, float step, Candidates* c) {
-  pad<Avx512>(c);
-  if (c->count < k) return -kInf;
-  if (c->count == k) return lowest(c->scores, k);
-  const Cut cut = find_cut<Avx512>(*c, k, 0, guess, step);
-  if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
-  keep_above<Avx512>(cut.above < k ? below(cut.level) : cut.level, 0, c);
-  return lowest(c->scores, k);
 }
 
 }  // namespace

@@ -24,9 +24,9 @@ inline void topk8_task(void* state, int64_t index) {
   task.job.exact.spaces->give(space);
 }
 
-// Of a unit: enough for many threads, of at most eight blocks, and the same however many heads are worked on at a time.
+// Of a unit: enough for many threads, of at most sixteen blocks, and the same however many heads are worked on at a time.
 inline int64_t tasks_of(const Problem& p, int64_t blocks) {
-  const int64_t together = most<int64_t>(1, least<int64_t>(8, p.b * p.units * blocks / 32));
+  const int64_t together = most<int64_t>(1, least<int64_t>(16, p.b * p.units * blocks / 32));
   return ceil_div(blocks, together);
 }
 

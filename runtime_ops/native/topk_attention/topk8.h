@@ -136,9 +136,11 @@ inline uint64_t end_rows(const Search8& s) {
   const Topk8Scratch& x = s.x;
   link_rows<typename L::V>(s);
   for (int64_t r = 0; r < s.k.rows; ++r) score_again<L>(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
+  const Block next{s.k.b, s.k.g, s.k.head, most<int64_t>(0, s.k.first - s.k.rows), s.k.rows};
   uint64_t left = 0;
   for (int64_t r = 0; r < s.k.rows; ++r) {
     ask_for(row_of(s.p, s.k, s.p.args.out, r), s.p.e * element_size(s.p.args.out.dtype));
+    ask_for(row_of(s.p, next, s.p.args.q, r), s.p.d * element_size(s.p.args.q.dtype));
     if (!end_row8<L>(s, &x.rows[r], x.found[r])) left |= uint64_t{1} << r;
   }
   link_rows<typename L::V>(s);

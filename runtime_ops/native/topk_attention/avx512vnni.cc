@@ -13,8 +13,9 @@ struct Avx512Vnni {
   using ToBits = graft::ToBits;
   static constexpr bool unsigned_queries = true;
 
+  // Not inlined, because among other code the registers would not do.
   template <class To, bool biased>
-  static void score(const Search8& s, int64_t first, const Chunk& chunk) {
+  [[gnu::noinline]] static void score(const Search8& s, int64_t first, const Chunk& chunk) {
     score_panel8<biased, To>(s.p, s.keys, first, chunk, 0, s.k.rows, s.x);
   }
   template <class To>

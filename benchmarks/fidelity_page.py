@@ -19,9 +19,9 @@ questions. {steps} steps (rate {rate:g}, KD {weights[1]:g}, LRS {weights[2]:g}),
 and decisions as the teacher's, right choices, the scores' error; {back:.0%} of the choices that changed come back."""
 COMBINER = """`examples/combiner`: a tiny language model, dense for {steps} steps, made Combiner (`{variant}`) and
 fine-tuned for {more} beside the dense one trained on for as long: loss on unseen text."""
-REMAINDER = """Without a remainder, as in the paper, softmax goes over the k chosen keys. With *mean* it goes over all
-visible keys, and the mass of those that were not chosen goes to the mean of their values; with *blocks* the same in
-every block of 64 keys, and the query's own block stays exact: `topk-attention:k=64,remainder=blocks`."""
+REMAINDER = """Without a remainder, as in the paper, softmax goes over the k chosen keys; with one, over all visible
+keys. The mass of those not chosen goes with *mean* to the mean of their values; with *blocks*, in every block of 64
+keys, to the mean of the block's visible values, the chosen ones among them; the query's own block stays exact."""
 PERCENT = ("found", "same", "titles", "place", "positive")
 
 

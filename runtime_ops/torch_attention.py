@@ -21,7 +21,7 @@ from runtime_ops.ops.topk_attention import TOPK_ATTENTION
 from runtime_ops.spec import OUT
 from runtime_ops.torch_chunks import Chunk, Problem
 from runtime_ops.torch_layout import by_heads, exchanged, place
-from runtime_ops.torch_remainder import Level, levelling, unchanged
+from runtime_ops.torch_remainder import Level, levelling
 from runtime_ops.torch_select import Lookup, best, softmax_
 from runtime_ops.torch_training import Attrs, Inputs, Training
 
@@ -45,7 +45,8 @@ def forward(p: Problem, result: Tensor) -> Tensor:
         if chosen is not None:
             keys[at.b, at.g, :, at.s, : chosen.shape[-1]] = chosen.masked_fill_(scores == -torch.inf, -1)
         level = levelling(p, x, chosen, at)
-        weights = level(softmax_(scores if p.remainder == NONE else x))
+        weights = softmax_(scores if p.remainder == NONE else x)
+        weights = weights if level is None else level.weights(weights)
         unseeing = weights.sum(-1, keepdim=True) == 0 if p.mean else None
         mask = p.kept(weights, at)
         weights = weights if mask is None else weights.mul_(mask)
@@ -112,15 +113,15 @@ def backward(p: Problem, grad: Tensor, keys: Tensor | None, bias: Tensor | None)
 
 
 def _d_scores(
-    p: Problem, at: Chunk, weights: Tensor, d_weights: Tensor, level: Level = unchanged
+    p: Problem, at: Chunk, weights: Tensor, d_weights: Tensor, level: Level | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the weights, levelled and with dropout on, and the gradient of the scores; may use their memory."""
     mask = p.kept(weights, at)
     if mask is not None:
         d_weights.mul_(mask)
-    d_weights = level(d_weights)
+    d_weights = d_weights if level is None else level.gradient(d_weights)
     d_weights.sub_((d_weights * weights).sum(-1, keepdim=True)).mul_(weights)
-    weights = level(weights)
+    weights = weights if level is None else level.weights(weights)
     return weights if mask is None else weights.mul_(mask), d_weights
 
 

@@ -25,9 +25,10 @@ def attention(arrays: Mapping[str, Any], attrs: Mapping[str, Any], kind: type = 
     scores = np.broadcast_to(scores, (b, h, s, t))
     v = np.broadcast_to(v, (b, *v.shape[1:]))
     out = np.zeros((b, h, s, v.shape[-1]), kind)
+    shared = attrs.get("remainder") == "blocks"
     for row in np.ndindex(b, h, s):
         none = v[row[:2]].mean(0) if attrs.get("no_key") == "mean" and t else np.zeros(v.shape[-1], kind)
-        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t, none, blocks(arrays, attrs, t, row))
+        out[row] = attend(scores[row], v[row[:2]], attrs.get("k") or t, none, blocks(arrays, attrs, t, row), shared)
     return out
 
 
@@ -65,11 +66,14 @@ def visible(arrays: Mapping[str, Any], attrs: Mapping[str, Any], s: int, t: int)
     return keep
 
 
-def attend(scores: np.ndarray, v: np.ndarray, k: int, none: np.ndarray, blocks: np.ndarray | None = None) -> np.ndarray:
+def attend(
+    scores: np.ndarray, v: np.ndarray, k: int, none: np.ndarray, blocks: np.ndarray | None = None, shared: bool = False
+) -> np.ndarray:
     """Return one row's softmax over its ``k`` best scores times the values; ``none`` if it sees no key.
 
     With ``blocks``, the block of each key, softmax goes over all keys, and those of a block that are not among the
-    ``k`` share their weight equally; -1 is the block of which every key counts as chosen.
+    ``k`` share their weight equally, if ``shared`` with those that are; -1 is the block of which every key counts as
+    chosen.
     """
     order = np.argsort(-scores, kind="stable")
     best, others = order[:k], order[k:]
@@ -82,7 +86,8 @@ def attend(scores: np.ndarray, v: np.ndarray, k: int, none: np.ndarray, blocks: 
     out = weights @ v[best]
     for n in set() if blocks is None else set(blocks[others]):
         keys, mass = others[blocks[others] == n], other[blocks[others] == n]
-        out += mass @ v[keys] if n == -1 else mass.sum() * v[keys].mean(0)
+        sharing = np.append(keys, best[blocks[best] == n]) if shared else keys
+        out += mass @ v[keys] if n == -1 else mass.sum() * v[sharing].mean(0)
     return np.asarray(out / (weights.sum() + other.sum()))
 
 

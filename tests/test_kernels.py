@@ -57,23 +57,22 @@ def attention(sample: Sample, dtype: Any) -> tuple[Array, Array]:
     total = weights.sum(-1, keepdims=True)
     weights = weights / np.where(total > 0, total, 1)
     if rest != "none":
-        weights = levelled(weights, left & (scores >= high - 80), own_block(sample, scores.shape), rest)
+        weights = levelled(weights, left, scores >= high - 80, own_block(sample, scores.shape), rest)
     if sample.get("no_key") == "mean":
         weights = np.where(total == 0, np.asarray(1 / max(scores.shape[-1], 1), dtype), weights)
     return np.matmul(weights, v), weights
 
 
-def levelled(weights: Array, left: Array, own: Array, rest: str) -> Array:
-    """The weights with those of the keys `left` replaced by their mean, over the row or over blocks of 64 keys."""
-    if rest == "blocks":
-        left = left & ~own
-    weights = weights.copy()
+def levelled(weights: Array, left: Array, clear: Array, own: Array, rest: str) -> Array:
+    """The weights with those of the keys `left` spread evenly: over them in the row, over all of each block of 64."""
+    others = clear & ~own if rest == "blocks" else clear & left
     width = 64 if rest == "blocks" else max(left.shape[-1], 1)
+    result, lost = (np.where(left & others, *pair) for pair in ((0, weights), (weights, 0)))
     for first in range(0, left.shape[-1], width):
-        part, some = weights[..., first : first + width], left[..., first : first + width]
-        mass, count = np.where(some, part, 0).sum(-1, keepdims=True), some.sum(-1, keepdims=True)
-        part[...] = np.where(some, mass / np.maximum(count, 1).astype(weights.dtype), part)
-    return weights
+        block = np.s_[..., first : first + width]
+        mass, count = (x[block].sum(-1, keepdims=True) for x in (lost, others))
+        result[block] += others[block] * (mass / np.maximum(count, 1).astype(weights.dtype))
+    return result
 
 
 def places(sample: Sample, shape: tuple[int, ...]) -> Array:

@@ -126,11 +126,13 @@ def test_remainder_is_attention_to_means(remainder: str) -> None:
     """Result and gradients are those of dense attention to values that were replaced by means, chosen keys constant."""
     q, k, v = (torch.randn(1, 2, 150, 6, dtype=torch.float64, requires_grad=True) for _ in range(3))
     x = (q @ k.mT * 6**-0.5).masked_fill(torch.ones(150, 150, dtype=torch.bool).triu(1), -torch.inf)
-    others = (x > -torch.inf).scatter(-1, x.topk(9).indices, False)
+    visible = x > -torch.inf
+    others = visible.scatter(-1, x.topk(9).indices, False)
     block = torch.arange(150) // (64 if remainder == "blocks" else 150)
     if remainder == "blocks":
         others = others & (block[:, None] != block)
-    members = (others[..., None] & (block[:, None] == torch.arange(3))).double()  # [b h s t n]
+    among = visible if remainder == "blocks" else others
+    members = (among[..., None] & (block[:, None] == torch.arange(3))).double()  # [b h s t n]
     means = torch.einsum("bhstn,bhte->bhsne", members / members.sum(-2, keepdim=True).clamp(min=1), v)
     seen = torch.where(others[..., None], means[..., block, :], v[:, :, None])  # [b h s t e]
     right = torch.einsum("bhst,bhste->bhse", x.softmax(-1), seen)
@@ -168,14 +170,18 @@ def test_dropout(k_top: int, remainder: str, causal: bool) -> None:
 
 
 @pytest.mark.usefixtures("chunks")
-@pytest.mark.parametrize(("k_top", "remainder"), [(0, "none"), (4, "none"), (2, "mean")])
-def test_dropout_passes_gradcheck(k_top: int, remainder: str) -> None:
+@pytest.mark.parametrize(
+    ("k_top", "remainder", "past"),
+    [(0, "none", 0), (4, "none", 0), (2, "mean", 0), (2, "blocks", 64)],  # 64: behind the only block
+)
+def test_dropout_passes_gradcheck(k_top: int, remainder: str, past: int) -> None:
     q, k, v = (torch.randn(1, 2, 6, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
     bias = torch.randn(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
 
     def run(*inputs: Any) -> Any:
         torch.manual_seed(3)
-        return topk_attention(*inputs, k_top=k_top, remainder=remainder, causal=True, softcap=2.0, dropout_p=0.3)
+        options: Any = {"k_top": k_top, "remainder": remainder, "past_length": torch.tensor([past])}
+        return topk_attention(*inputs, **options, causal=True, softcap=2.0, dropout_p=0.3)
 
     assert torch.autograd.gradcheck(run, (q, k, v, bias))
 

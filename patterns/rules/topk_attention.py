@@ -1,4 +1,4 @@
-"""``topk-attention``: every query attends to its k best keys (Gupta 2021), and by choice to means of the others."""
+"""``topk-attention``: every query attends to its k best keys (Gupta 2021), and by choice to means of values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ RULE = Rule(
         "remainder": Option(
             kind=str,
             doc="what becomes of the other keys: none: nothing; mean: their mass goes to the mean of their values; "
-            "blocks: the same in every block of 64 keys but the query's own, which stays exact",
+            "blocks: in every block of 64 keys to the mean of the block's visible values, the chosen ones among them, "
+            "but the query's own block stays exact",
             default=NONE,
             one_of=REMAINDERS,
         ),

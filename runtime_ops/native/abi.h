@@ -48,8 +48,9 @@ typedef struct graft_pool {
 // What a query gets that sees no key: 0, or the mean of all values.
 enum graft_no_key { GRAFT_NO_KEY_ZERO = 0, GRAFT_NO_KEY_MEAN = 1 };
 
-// What becomes of the keys that were not chosen: nothing, or their mass in softmax over all visible keys goes to the
-// mean of their values, over the row or over each block of 64 keys but for the one in which the query stands.
+// What becomes of the keys that were not chosen: nothing, or their mass in softmax over all visible keys goes to a
+// mean, over the row to that of their values; in every block of 64 keys, but for the one in which the query stands, to
+// that of the block's visible values, the chosen ones among them.
 enum graft_remainder { GRAFT_REMAINDER_NONE = 0, GRAFT_REMAINDER_MEAN = 1, GRAFT_REMAINDER_BLOCKS = 2 };
 
 // Arguments of ai.graft::TopKAttention. Axes by letter: q [b h s d], k [b g t d], v [b g t e],

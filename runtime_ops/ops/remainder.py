@@ -1,9 +1,9 @@
 """What becomes of the keys that top-k attention did not choose: the attribute ``remainder`` of ``TopKAttention``.
 
-Softmax goes over all visible keys. The chosen ones keep their weights; the mass of the others goes to the mean of their
-values, which gives each of them the same weight: in the whole row, or block by block. A key whose score lies more than
-``FAINT`` below the row's best has no weight in float32, so it takes no part in a mean: keys that a large finite number
-hides would spoil it. This is ours; no paper has it.
+Softmax goes over all visible keys. The chosen ones keep their weights. The mass of the others goes to a mean: in the
+whole row to that of their values; in every block of keys to that of the block's visible values, the chosen ones among
+them. A key whose score lies more than ``FAINT`` below the row's best has no weight in float32, so it takes no part in a
+mean: keys that a large finite number hides would spoil it. This is ours; no paper has it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAINT = 80.0
 
 
 def spread(logits: Expr, best: Expr, place: Expr, remainder: str) -> Expr:
-    """Return the weights of all keys, with the mass of those that are not ``best`` levelled.
+    """Return the weights of all keys, with the mass of those that are not ``best`` spread over means.
 
     Args:
         logits: scores [b h s t], -inf where hidden.
@@ -27,26 +27,34 @@ def spread(logits: Expr, best: Expr, place: Expr, remainder: str) -> Expr:
         place: where each query stands among the keys [b or 1, 1, s, 1].
         remainder: "mean" or "blocks".
     """
-    share, rest = weights(logits), _rest(logits, best)
+    share, zero, others = weights(logits), const(0.0), _clear(logits)
+    if remainder == BLOCKS:
+        others = make("and", others, make("not", _own_block(place, dim(logits, 3))))
+    rest = make("and", others, _left(logits, best))
+    given = make("where", rest, share, zero)
     if remainder == MEAN:
-        return make("where", rest, _mean(share, rest), share)
-    rest = make("and", rest, make("not", _own_block(place, dim(logits, 3))))
-    means = _mean(_in_blocks(share), _in_blocks(rest))
-    of_key = make("gather", make("squeeze", means, axes=(4,)), _block_of(dim(logits, 3)), axis=3)
-    return make("where", rest, of_key, share)
+        return make("where", rest, _level(given, rest), share)
+    levels = make("squeeze", _level(_in_blocks(given), _in_blocks(others)), axes=(4,))
+    of_key = make("gather", levels, _block_of(dim(logits, 3)), axis=3)
+    return make("add", make("where", rest, zero, share), make("where", others, of_key, zero))
 
 
-def _rest(logits: Expr, best: Expr) -> Expr:
-    """Return which keys have weight, but are not chosen."""
+def _clear(logits: Expr) -> Expr:
+    """Return which keys are not faint."""
+    return make("le", make("sub", peak(logits), const(FAINT)), logits)
+
+
+def _left(logits: Expr, best: Expr) -> Expr:
+    """Return which keys are not chosen."""
     zeros, ones = (make("expand", const(x), make("dim", like)) for x, like in ((0.0, logits), (1.0, best)))
-    left = make("eq", make("scatter", zeros, best, ones), const(0.0))
-    return make("and", left, make("le", make("sub", peak(logits), const(FAINT)), logits))
+    return make("eq", make("scatter", zeros, best, ones), const(0.0))
 
 
-def _mean(share: Expr, rest: Expr) -> Expr:
-    """Return the mean of the shares of ``rest`` along the last axis, 0 where there are none."""
-    one = make("cast", rest, to=np.dtype(np.float32))
-    mass, size = (make("sum", x, axes=(-1,), keepdims=True) for x in (make("mul", share, one), one))
+def _level(shares: Expr, among: Expr) -> Expr:
+    """Return the sum of the shares along the last axis, by how many keys it is spread ``among``."""
+    mass, size = (
+        make("sum", x, axes=(-1,), keepdims=True) for x in (shares, make("cast", among, to=np.dtype(np.float32)))
+    )
     return make("div", mass, make("max", size, const(1.0)))
 
 

@@ -237,8 +237,9 @@ REMAINDER = Attribute(
     default=NONE,
     doc="where k is not 0, what becomes of visible keys that were not chosen: none, softmax goes over the chosen keys; "
     "mean, softmax goes over all visible keys, and the mass of those not chosen goes to the mean of their values; "
-    "blocks, the same in every block of 64 keys, counted from the first key, but in that of key i + past_length "
-    "all keys keep their weights. A score more than 80 below the row's best has no weight and no part in a mean",
+    "blocks, in every block of 64 keys, counted from the first key, it goes to the mean of the block's visible values, "
+    "the chosen ones among them, but in the block of key i + past_length all keys keep their weights. A score more "
+    "than 80 below the row's best has no weight and no part in a mean",
 )
 
 TOPK_ATTENTION = OpSpec(

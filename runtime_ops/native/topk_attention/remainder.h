@@ -1,10 +1,10 @@
-// The keys that top-k attention did not choose, where they keep their mass: it goes to the mean of their values, over
-// the whole row or over each block of 64 keys.
+// The keys that top-k attention did not choose, where they keep their mass: over the whole row it goes to the mean of
+// their values, over each block of 64 keys to the mean of all the block's values, the chosen ones among them.
 //
-// A mean is the sum of a block's values, known beforehand, less those of its chosen keys. So a row mixes the sums of
-// blocks and the values of its chosen keys, from whose weights it takes what the sums give them. Where a row does not
-// see a block whole, or has chosen most of it, so that the difference would lose digits, the block's other keys are
-// listed one by one.
+// The sum of a block's values is known beforehand, so a row mixes the sums of blocks and the values of its chosen keys.
+// Where these have no part in the mean, their weights lose what the sums give them. Where a row does not see a block
+// whole, or has chosen so much of it that this difference would lose digits, the block's other keys are listed one by
+// one; then the weights of the chosen ones gain what a mean with them is to give them.
 #ifndef GRAFT_REMAINDER_H_
 #define GRAFT_REMAINDER_H_
 
@@ -72,7 +72,7 @@ inline void sums_task(void* state, int64_t index) {
 struct Rest {
   float* scores;  // [t], padded to whole blocks: -inf for hidden keys and for those that are listed
   Candidates list, blocks;  // keys that are mixed, and blocks: their weights and their numbers
-  float *mass, *level;      // [blocks]: the sum of weights left, and the weight that each of these keys gets
+  float *mass, *level;      // [blocks]: the sum of weights left, and the weight that each key of the mean gets
   int32_t *taken, *left;    // [blocks]: chosen keys, and others that are not faint
   float* out;               // [e]
 };
@@ -160,7 +160,11 @@ inline void measure_blocks(int64_t n, float high, const Rest& x) {
   }
 }
 
-// The weight that each key left of a block gets; returns the whole mass left.
+// Whether the chosen keys have a part in the mean.
+inline bool mean_has_chosen(const Problem& p) { return p.args.remainder == GRAFT_REMAINDER_BLOCKS; }
+
+// The weight that each key of a block's mean gets; returns the whole mass left. Chosen keys count as such even if they
+// are faint: then so are all others, and there is no mass.
 inline float find_levels(const Problem& p, const Rest& x) {
   float mass = 0.0f;
   int64_t left = 0;
@@ -168,25 +172,26 @@ inline float find_levels(const Problem& p, const Rest& x) {
   for (int64_t i = 0; i < n; ++i) mass += x.mass[i], left += x.left[i];
   const float whole = mass / static_cast<float>(most<int64_t>(left, 1));
   for (int64_t i = 0; i < n; ++i) {
-    const float own = x.mass[i] / static_cast<float>(most(x.left[i], 1));
-    x.level[i] = p.args.remainder == GRAFT_REMAINDER_BLOCKS ? own : whole;
+    const float own = x.mass[i] / static_cast<float>(most(x.left[i] + x.taken[i], 1));
+    x.level[i] = mean_has_chosen(p) ? own : whole;
   }
   return mass;
 }
 
-// Lists the blocks whose sums serve. Of the others, lists the keys, and leaves no level to take off the chosen ones.
+// Lists the blocks whose sums serve, and of the others the keys. Leaves as level what the weights of the chosen keys
+// gain: what the mean is to give them less what the sum gives them.
 inline void list_blocks(const Problem& p, const int32_t* sizes, float high, Rest* x) {
+  const bool with_chosen = mean_has_chosen(p);
   x->blocks.count = 0;
   for (int64_t i = 0; i < blocks_of(p); ++i) {
     const bool any = x->left[i] > 0 && x->level[i] > 0.0f;
-    if (any && x->left[i] + x->taken[i] == sizes[i] && x->left[i] >= x->taken[i]) {
-      add_to(&x->blocks, x->level[i], i);
-      continue;
-    }
-    for (int64_t j = i * kBlockKeys; any && j < (i + 1) * kBlockKeys; ++j) {
+    const bool whole = any && x->left[i] + x->taken[i] == sizes[i] && (with_chosen || x->left[i] >= x->taken[i]);
+    if (whole) add_to(&x->blocks, x->level[i], i);
+    for (int64_t j = i * kBlockKeys; any && !whole && j < (i + 1) * kBlockKeys; ++j) {
       if (x->scores[j] >= high - kFaint) add_to(&x->list, x->level[i], j);
     }
-    x->level[i] = 0.0f;
+    const float due = with_chosen ? 1.0f : 0.0f, given = whole ? 1.0f : 0.0f;
+    x->level[i] *= due - given;
   }
 }
 

@@ -204,7 +204,7 @@ inline void write_whole_row(const TopkJob& job, const Block& k, int64_t r, const
   sum += find_levels(p, x);
   const int64_t chosen = x.list.count;
   list_blocks(p, job.sums.sizes + sums * n, high, &x);
-  for (int64_t i = 0; i < chosen; ++i) x.list.scores[i] -= x.level[id_at(x.list, i) / kBlockKeys];
+  for (int64_t i = 0; i < chosen; ++i) x.list.scores[i] += x.level[id_at(x.list, i) / kBlockKeys];
   repeat_last(&x.list);
   repeat_last(&x.blocks);
   mix_values<V>(x.list, head_data(k, p.args.v), p.args.v, p.e, s.out);

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 from plain_feed_forward import feed_forward
+from test_expanded import WIDE
 from test_feed_forward_kernels import CALLS, Call, split
 from test_kernels import DTYPES, HARD, SAMPLES, Sample, attention, rounded, visible
+from test_ops import allowed, present
 
-from runtime_ops import abi
+from runtime_ops import abi, spec
+from runtime_ops.ops import OPS
 from runtime_ops.ops.remainder import REMAINDERS
 from runtime_ops.ops.topk_attention import NO_KEY
 
 Array = np.ndarray[Any, np.dtype[Any]]
+EXPANDED, FEED_FORWARD = OPS["ExpandedAttention"], OPS["TopKFeedForward"]
 
 
 def write_tensor(file: BinaryIO, x: Array | None) -> None:
@@ -53,41 +56,52 @@ def write_text(file: BinaryIO, text: str) -> None:
     file.write(struct.pack("<i", len(text.encode())) + text.encode())
 
 
-def write_call(
-    file: BinaryIO, op: str, name: str, golden: Array, allowed: float, inputs: Sequence[Array | None]
-) -> None:
-    """What records of all operations begin with, as read_sample in check_samples.cc reads it."""
+def write_call(file: BinaryIO, op: str, name: str, golden: Array, error: float, inputs: Sequence[Array | None]) -> None:
+    """What records of all operations begin with, as read_sample in check_samples.cc reads it; `error` is allowed."""
     write_text(file, op)
     write_text(file, name)
-    file.write(struct.pack("<d", allowed))
+    file.write(struct.pack("<d", error))
     write_tensor(file, golden.astype(np.float32))
     file.write(struct.pack("<i", len(inputs)))
     for tensor in inputs:
         write_tensor(file, tensor)
 
 
+def write_choosing(file: BinaryIO, attrs: Mapping[str, Any], width: int) -> None:
+    """Which keys a row attends to, and how, as read_choosing in check_samples.cc reads it."""
+    scale = attrs.get("scale")
+    file.write(struct.pack("<qq", attrs.get("k_top", 0), attrs.get("window", 0)))
+    file.write(struct.pack("<ff", width**-0.5 if scale is None else scale, attrs.get("softcap", 0.0)))
+    file.write(struct.pack("<ii", attrs.get("causal", 0), NO_KEY.index(attrs.get("no_key", "zero"))))
+
+
 def write_attention(file: BinaryIO, name: str, sample: Sample, share: float = 0.0) -> None:
     """One record, as read_attention in check_samples.cc reads on."""
     golden = attention(sample, np.float64)[0]
     masks = (aligned(sample.get("bias"), 4), sample.get("key_mask"), aligned(sample.get("past_length"), 1, np.int64))
-    allowed = allowed_error(sample, golden, sample["q"].dtype, share)
-    write_call(file, "TopKAttention", name, golden, allowed, [*(sample[x] for x in "qkv"), *masks])
-    scale, width = sample.get("scale"), sample["q"].shape[3] ** -0.5
-    file.write(struct.pack("<qq", sample.get("k_top", 0), sample.get("window", 0)))
-    file.write(struct.pack("<ff", width if scale is None else scale, sample.get("softcap", 0.0)))
-    words = NO_KEY.index(sample.get("no_key", "zero")), REMAINDERS.index(sample.get("remainder", "none"))
-    file.write(struct.pack("<iii", sample.get("causal", 0), *words))
+    error = allowed_error(sample, golden, sample["q"].dtype, share)
+    write_call(file, "TopKAttention", name, golden, error, [*(sample[x] for x in "qkv"), *masks])
+    write_choosing(file, sample, sample["q"].shape[3])
+    file.write(struct.pack("<i", REMAINDERS.index(sample.get("remainder", "none"))))
+
+
+def write_expanded(file: BinaryIO, name: str, sample: spec.Sample, kind: Any) -> None:
+    """One record, as read_expanded in check_samples.cc reads on."""
+    arrays = present(sample, kind)
+    golden = EXPANDED.golden(arrays, sample.attrs)
+    error = allowed(EXPANDED, golden, arrays, sample.attrs)
+    given = {**arrays, "bias": aligned(arrays.get("bias"), 4)}
+    write_call(file, EXPANDED.name, name, golden, error, [given.get(x.name) for x in EXPANDED.inputs])
+    write_choosing(file, {"k_top": sample.attrs.get("k", 0), **sample.attrs}, arrays["q"].shape[3])
 
 
 def write_feed_forward(file: BinaryIO, name: str, call: Call, kind: Any) -> None:
     """One record, as read_feed_forward in check_samples.cc reads on."""
     arrays, attrs = split(call)
     arrays = {n: a.astype(kind) for n, a in arrays.items()}
-    golden, plain = feed_forward(arrays, attrs), feed_forward(arrays, attrs, np.float32)
-    rounding = float(ml_dtypes.finfo(kind).eps) * float(np.abs(golden).max())
-    allowed = 2 * float(np.abs(plain.astype(kind).astype(np.float64) - golden).max()) + 2 * rounding
-    names = ("x", "w_in", "w_out", "b_in", "b_out", "w_gate", "b_gate")
-    write_call(file, "TopKFeedForward", name, golden, allowed, [arrays.get(name) for name in names])
+    golden = feed_forward(arrays, attrs)
+    error = allowed(FEED_FORWARD, golden, arrays, attrs)
+    write_call(file, FEED_FORWARD.name, name, golden, error, [arrays.get(x.name) for x in FEED_FORWARD.inputs])
     file.write(struct.pack("<qq", attrs.get("k", 0), attrs.get("chunk", 0)))
     write_text(file, attrs.get("activation", "relu"))
     write_text(file, attrs.get("select_by", "preactivation"))
@@ -108,11 +122,14 @@ def main() -> None:
     samples = [(f"{n} ({d})", rounded(s, DTYPES[d]), 0.0) for n, s in SAMPLES.items() for d in DTYPES]
     hard = [(f"{name}, k={k}", sample | {"k_top": k}, 1e-5) for name, sample in HARD.items() for k in (1, 64)]
     samples += [record for record in hard if record[1]["k"].shape[2] < 10000 and clear(record[1])]
+    expanded = [(f"{s.id} ({d})", s, kind) for s in (*EXPANDED.samples(), *WIDE) for d, kind in DTYPES.items()]
     calls = [(f"{n} ({d})", call, kind) for n, call in CALLS.items() for d, kind in DTYPES.items()]
     with Path(sys.argv[1]).open("wb") as file:
-        file.write(struct.pack("<i", len(samples) + len(calls)))
+        file.write(struct.pack("<i", len(samples) + len(expanded) + len(calls)))
         for name, sample, share in samples:
             write_attention(file, name, sample, share)
+        for name, queries, kind in expanded:
+            write_expanded(file, name, queries, kind)
         for name, call, kind in calls:
             write_feed_forward(file, name, call, kind)
 

@@ -434,6 +434,10 @@ HARD: dict[str, Sample] = {
     "many queries, causal": tensors(**MANY) | {"causal": True, "past_length": 350},
     "many queries, window": tensors(**MANY | {"t": 3500}) | {"causal": True, "window": 400, "past_length": 300},
     "many queries, bias": tensors(**MANY) | {"bias": noise(700)},
+    "many queries, most keys next to nothing": with_channels(  # whose mean is 0
+        tensors(**MANY) | {"k": tensors(**MANY)["k"][..., np.r_[0:32, 0:32, 64:700], :]},
+        k=np.repeat([1.0, -1.0, 1e-7], [32, 32, 636])[:, None],
+    ),
     "several tiles, mask": tensors(h=1, g=1, s=13, t=70000, d=8, e=8) | {"key_mask": chosen(1, 70000, share=0.01)},
 }
 

@@ -65,16 +65,22 @@ std::string read_text(FILE* file) {
   return text;
 }
 
+// Which keys a row attends to, and how.
+template <class Args>
+void read_choosing(FILE* file, Args* args) {
+  args->top_k = read<int64_t>(file);
+  args->window = read<int64_t>(file);
+  args->scale = read<float>(file);
+  args->softcap = read<float>(file);
+  args->causal = read<int32_t>(file);
+  args->no_key = read<int32_t>(file);
+}
+
 void read_attention(FILE* file, Sample* s) {
   graft_topk_attention args{};
   graft_tensor* const inputs[] = {&args.q, &args.k, &args.v, &args.bias, &args.key_mask, &args.past_length};
   for (size_t i = 0; i < s->inputs.size(); ++i) *inputs[i] = s->inputs[i].view;
-  args.top_k = read<int64_t>(file);
-  args.window = read<int64_t>(file);
-  args.scale = read<float>(file);
-  args.softcap = read<float>(file);
-  args.causal = read<int32_t>(file);
-  args.no_key = read<int32_t>(file);
+  read_choosing(file, &args);
   args.remainder = read<int32_t>(file);
   s->run = [args](graft_tensor out, const char* isa) mutable {
     args.out = out;
@@ -97,6 +103,18 @@ void read_feed_forward(FILE* file, Sample* s) {
   };
 }
 
+void read_expanded(FILE* file, Sample* s) {
+  graft_expanded_attention args{};
+  graft_tensor* const inputs[] = {&args.q,    &args.memory,   &args.w_k,         &args.w_v,       &args.b_v,
+                                  &args.bias, &args.key_mask, &args.past_length, &args.beam_index};
+  for (size_t i = 0; i < s->inputs.size(); ++i) *inputs[i] = s->inputs[i].view;
+  read_choosing(file, &args);
+  s->run = [args](graft_tensor out, const char* isa) mutable {
+    args.out = out;
+    return graft_run_expanded_attention(&args, isa, nullptr);
+  };
+}
+
 Sample read_sample(FILE* file) {
   Sample s;
   const std::string op = read_text(file);
@@ -106,6 +124,7 @@ Sample read_sample(FILE* file) {
   s.inputs.resize(static_cast<size_t>(read<int32_t>(file)));
   for (Owned& x : s.inputs) read_tensor(file, &x);
   if (op == "TopKAttention") read_attention(file, &s);
+  else if (op == "ExpandedAttention") read_expanded(file, &s);
   else read_feed_forward(file, &s);
   return s;
 }

@@ -30,6 +30,9 @@ struct ExpandedAttention {
         {"expanded_attention_avx512", Isa::avx512, 2, with<head_product_avx512, topk_attention_avx512>},
         {"expanded_attention_avx2", Isa::avx2, 1, with<head_product_avx2, topk_attention_avx2>},
 #endif
+#if defined(__aarch64__)
+        {"expanded_attention_neon", Isa::neon, 1, with<head_product_neon, topk_attention_neon>},
+#endif
         {"expanded_attention_scalar", Isa::scalar, 0, with<head_product_scalar, topk_attention_scalar>},
     };
     return table;

@@ -10,6 +10,7 @@ namespace graft {
 const char* head_product_scalar(const HeadProduct& p);
 const char* head_product_avx2(const HeadProduct& p);
 const char* head_product_avx512(const HeadProduct& p);
+const char* head_product_neon(const HeadProduct& p);
 
 }  // namespace graft
 

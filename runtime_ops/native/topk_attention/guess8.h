@@ -42,13 +42,13 @@ constexpr float kSpreads = 2.7f;  // so far below the mean, a guess is too high 
 inline void guess_row(const Habit& habit, Row8* row) {
   const float lowest = (habit.mean - kSpreads * habit.spread) * row->length;
   const float level = __builtin_floorf((lowest - row->bound) * row->bias_unit);
-  row->guess = static_cast<int16_t>(most(static_cast<float>(kHidden + 2), least(level, kRange8)));
+  row->guess = most(static_cast<float>(kHidden + 2), least(level, kRange8));
 }
 
 // Where the k-th score lies, by how many were listed.
 inline void expect(const Habit& habit, int64_t k, Row8* row) {
   const float norms = row->length / habit.rate;
-  row->expected = row->base + row->unit * static_cast<float>(row->guess) + norms * log_ratio(row->best.count, k);
+  row->expected = row->base + row->unit * row->guess + norms * log_ratio(row->best.count, k);
   row->step = 10.0f * norms / static_cast<float>(k);
 }
 
@@ -58,7 +58,7 @@ inline bool list_guessed(const Search8& s, const Habit& habit, float top) {
   const Topk8Scratch& x = s.x;
   for (int64_t r = 0; r < s.k.rows; ++r) {
     guess_row(habit, &x.rows[r]);
-    x.found[r].level = x.rows[r].guess;
+    x.found[r].level = static_cast<int>(x.rows[r].guess);
   }
   for (int64_t first = s.walk.at / kPanelKeys * kPanelKeys; first < s.walk.end;) {
     const Chunk chunk = score_chunk<L, typename L::ToBits>(s, top, 0, &first);

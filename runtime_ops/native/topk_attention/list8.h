@@ -56,7 +56,7 @@ inline bool list_few(const Search8& s, const Chunk& chunk, const Bits& bits, int
   for (int64_t r = first; r < end; ++r) {
     Found& f = x.found[r];
     const bool scored = bits.tile && (several_tiles(s) || too_many(f.listed, s.p.top_k));
-    keep_listed(to, scored ? x.tile + r * x.stride : nullptr, chunk, x.starts, &f);
+    keep_listed(to, bits.tile, scored ? x.tile + r * x.stride : nullptr, chunk, x.starts, &f);
     to += f.listed;
   }
   return true;
@@ -88,7 +88,8 @@ inline bool find_tile(const Search8& s, const Chunk& chunk) {
 inline bool list_bits(const Search8& s, const Chunk& chunk) {
   for (int64_t r = 0; r < s.k.rows; r += kRowsAtOnce) {
     const ToBits bits = bits_of(s.x, r);
-    if (!list_few(s, chunk, {bits.to, bits.stride, false}, r, least(r + kRowsAtOnce, s.k.rows))) return false;
+    const Bits data{reinterpret_cast<const uint32_t*>(bits.to), 2 * bits.stride, false};
+    if (!list_few(s, chunk, data, r, least(r + kRowsAtOnce, s.k.rows))) return false;
   }
   return true;
 }

@@ -81,11 +81,14 @@ inline int64_t list_hits(int64_t hits, uint32_t* from, int32_t* to) {
   return count;
 }
 
-// The keys at these places of a tile. Packing leaves a panel's keys in turns of four: see store_scores.
-inline __m512i keys_at(__m512i place, const Chunk& chunk, const int32_t* starts, __mmask16 lanes) {
-  const __m512i turned = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(place, 1), _mm512_set1_epi32(0x0c)),
-                                         _mm512_and_si512(_mm512_slli_epi32(place, 2), _mm512_set1_epi32(0x10)));
-  const __m512i key = _mm512_ternarylogic_epi32(_mm512_set1_epi32(0x1c), place, turned, 0xae);  // turned | (place & ~)
+// The keys at these places of a tile, or of its bits. Packing leaves a panel's keys in turns of four: of two vectors at a
+// time, or of all four of them. See store_scores.
+inline __m512i keys_at(__m512i place, bool tile, const Chunk& chunk, const int32_t* starts, __mmask16 lanes) {
+  const unsigned down = tile ? 1 : 2;
+  const __m512i moved = _mm512_set1_epi32(tile ? 0x1c : 0x3c), high = _mm512_set1_epi32(0x30);
+  const __m512i turned = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(place, down), _mm512_set1_epi32(0x0c)),
+                                         _mm512_and_si512(_mm512_slli_epi32(place, 2), _mm512_and_si512(moved, high)));
+  const __m512i key = _mm512_or_si512(turned, _mm512_andnot_si512(moved, place));
   if (chunk.adjoining) return _mm512_add_epi32(key, _mm512_set1_epi32(starts[0]));
   const __m512i panel = _mm512_srli_epi32(key, 6);
   const __m512i first = _mm512_mask_i32gather_epi32(panel, lanes, panel, starts, 4);
@@ -93,11 +96,11 @@ inline __m512i keys_at(__m512i place, const Chunk& chunk, const int32_t* starts,
 }
 
 // Adds a tile's listed keys, whose places these are, to what the row has found; their scores too, if there are any.
-inline void keep_listed(const int32_t* places, const int16_t* scores, const Chunk& chunk, const int32_t* starts,
-                        Found* f) {
+inline void keep_listed(const int32_t* places, bool tile, const int16_t* scores, const Chunk& chunk,
+                        const int32_t* starts, Found* f) {
   for (int64_t i = 0; i < f->listed; i += 16) {
     const __m512i place = _mm512_loadu_si512(places + i);
-    _mm512_storeu_si512(f->ids + f->count + i, keys_at(place, chunk, starts, lanes_of(f->listed - i)));
+    _mm512_storeu_si512(f->ids + f->count + i, keys_at(place, tile, chunk, starts, lanes_of(f->listed - i)));
   }
   for (int64_t i = 0; scores != nullptr && i < f->listed; ++i) f->scores[f->count + i] = scores[places[i]];
   f->count += f->listed;

@@ -103,8 +103,8 @@ struct Reached {
     alignas(64) int16_t scores[RM * kPanelKeys];
     score(scores, kPanelKeys);
     for (int64_t i = 0; i < RM; ++i) {
-      const int below_guess = s.x.rows[r + i].guess - 1;
-      row(s, r + i)[chunk.panels] = V::above_i16(scores + i * kPanelKeys, static_cast<int16_t>(below_guess));
+      const int16_t below_guess = static_cast<int16_t>(s.x.rows[r + i].guess - 1.0f);
+      row(s, r + i)[chunk.panels] = V::above_i16(scores + i * kPanelKeys, below_guess);
     }
   }
 };

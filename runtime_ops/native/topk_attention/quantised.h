@@ -16,7 +16,7 @@ constexpr int64_t kPanelKeys = 64;
 // One (b, g): (key j - mean) * narrow = scale[j] * unit * bytes + an error of at most `error` in norm.
 struct Keys8 {
   int8_t* bytes;    // [t / 64][d / 4][64][4], padded with zeros
-  float* scale;     // [t], such that scale * (a query's bytes . a key's bytes) fits 16 bits
+  float* scale;     // [t], such that scale * (a query's bytes . a key's bytes) fits 16 bits; a panel's keys share it
   int32_t* offset;  // [t], -128 * the sum of bytes, where queries are stored with 128 added
   uint32_t* spread;  // [t], this key's own error and norm, rounded up to bf16: high and low half
   float *mean, *narrow, *widen;  // [d], padded
@@ -64,19 +64,24 @@ inline void multiply(const float* x, const float* y, int64_t n, int64_t width, f
   for (; i < width; ++i) to[i] = i < n ? x[i] * y[i] : 0.0f;
 }
 
+// The smallest scale with which 127 reaches all numbers.
+template <class V>
+inline float byte_scale(const float* x, int64_t n) {
+  typename V::F high = V::set1(0.0f);
+  for (int64_t i = 0; i < n; i += V::lanes) high = V::max(V::clear_sign(V::load(x + i)), high);
+  return V::reduce_max(high) / 127.0f;
+}
+
 // A row as bytes: x = scale * bytes + what they miss.
 struct Bytes {
-  float scale, length, error, norm;  // norms of x, of what the bytes miss, and of scale * bytes
-  int32_t sum;                       // of the bytes
+  float length, error, norm;  // norms of x, of what the bytes miss, and of scale * bytes
+  int32_t sum;                // of the bytes
 };
 
 // to = round(x / scale) in -127 .. 127, for `width` numbers in whole vectors.
 template <class V>
-inline Bytes to_bytes(const float* from, int64_t width, int8_t* to) {
+inline Bytes to_bytes(const float* from, int64_t width, float scale, int8_t* to) {
   using F = typename V::F;
-  F high = V::set1(0.0f);
-  for (int64_t i = 0; i < width; i += V::lanes) high = V::max(V::clear_sign(V::load(from + i)), high);
-  const float scale = V::reduce_max(high) / 127.0f;
   const F unit = V::set1(-scale), inverse = V::set1(scale > 0.0f ? 1.0f / scale : 0.0f);
   const F magic = V::set1(0x1.8p23f), top = V::set1(127.0f), bottom = V::set1(-127.0f);
   F length = V::set1(0.0f), error = length, norm = length, sum = length;
@@ -93,7 +98,7 @@ inline Bytes to_bytes(const float* from, int64_t width, int8_t* to) {
     norm = V::fma(whole, whole, norm);
     sum = V::add(sum, whole);
   }
-  return {scale, __builtin_sqrtf(V::reduce_add(length)), __builtin_sqrtf(V::reduce_add(error)),
+  return {__builtin_sqrtf(V::reduce_add(length)), __builtin_sqrtf(V::reduce_add(error)),
           scale * __builtin_sqrtf(V::reduce_add(norm)), static_cast<int32_t>(V::reduce_add(sum))};
 }
 
@@ -144,7 +149,7 @@ inline void share_unit(const Problem& p, Keys8* keys) {
   const float high = 127.0f * __builtin_sqrtf(static_cast<float>(p.d)) * keys->norm;
   keys->unit = high > 0.0f ? high / kRange8 : 1.0f;
   const float inverse = 1.0f / keys->unit;
-  for (int64_t j = 0; j < p.t; ++j) keys->scale[j] *= inverse;
+  for (int64_t j = 0; j < round_up(p.t, kPanelKeys); ++j) keys->scale[j] *= inverse;
 }
 
 struct QuantiseJob {
@@ -155,29 +160,37 @@ struct QuantiseJob {
 };
 
 struct QuantiseScratch {
-  float *row, *square;
-  int8_t* bytes;  // of a panel's keys, `bytes_stride` apart
+  float *rows, *square;  // of a panel's keys
+  int8_t* bytes;         // theirs, `bytes_stride` apart
 };
 
 inline int64_t bytes_stride(const Problem& p) { return round_up(p.d, 64); }
 
 inline QuantiseScratch cut_quantise(const Problem& p, Arena* arena) {
   QuantiseScratch x;
-  x.row = arena->take<float>(padded(p));
+  x.rows = arena->take<float>(kPanelKeys * padded(p));
   x.square = arena->take<float>(padded(p));
   x.bytes = arena->take<int8_t>(kPanelKeys * bytes_stride(p));
   return x;
 }
 
+// Some keys, less their mean and balanced, zeros behind the last channel.
 template <class V>
-inline void quantise_key(const Problem& p, const Block& k, int64_t j, const QuantiseScratch& x, Keys8* keys) {
+inline void load_keys(const Problem& p, const Block& k, int64_t first, int64_t count, const Keys8& keys, float* to) {
   const graft_tensor& from = p.args.k;
-  widen_row<V>(element(head_data(k, from), from.dtype, j * from.strides[2]), from.dtype, p.d, x.row);
-  for (int64_t i = 0; i < padded(p); i += V::lanes) {
-    V::store(x.row + i, V::mul(V::sub(V::load(x.row + i), V::load(keys->mean + i)), V::load(keys->narrow + i)));
+  for (int64_t j = 0; j < count; ++j, to += padded(p)) {
+    for (int64_t i = p.d; i < padded(p); ++i) to[i] = 0.0f;
+    widen_row<V>(element(head_data(k, from), from.dtype, (first + j) * from.strides[2]), from.dtype, p.d, to);
+    for (int64_t i = 0; i < padded(p); i += V::lanes) {
+      V::store(to + i, V::mul(V::sub(V::load(to + i), V::load(keys.mean + i)), V::load(keys.narrow + i)));
+    }
   }
-  const Bytes b = to_bytes<V>(x.row, padded(p), x.bytes + j % kPanelKeys * bytes_stride(p));
-  keys->scale[j] = b.scale;
+}
+
+template <class V>
+inline void quantise_key(const Problem& p, const float* row, float scale, int64_t j, int8_t* to, Keys8* keys) {
+  const Bytes b = to_bytes<V>(row, padded(p), scale, to);
+  keys->scale[j] = scale;
   keys->offset[j] = -128 * b.sum;
   keys->spread[j] = pack_spread(b.error, b.norm);
   keys->error = higher(b.error, keys->error);
@@ -187,14 +200,17 @@ inline void quantise_key(const Problem& p, const Block& k, int64_t j, const Quan
 // Panel by panel: keys side by side, four channels of each at a time.
 template <class V>
 inline void quantise_keys(const Problem& p, const Block& k, const QuantiseScratch& x, Keys8* keys) {
-  const int64_t n = quads(p);
-  find_channels<V>(p, k, x.row, x.square, keys);
-  for (int64_t i = p.d; i < padded(p); ++i) x.row[i] = 0.0f;
+  const int64_t n = quads(p), width = padded(p);
+  find_channels<V>(p, k, x.rows, x.square, keys);
   for (int64_t first = 0; first < p.t; first += kPanelKeys) {
     const int64_t count = least(kPanelKeys, p.t - first);
-    for (int64_t j = 0; j < count; ++j) quantise_key<V>(p, k, first + j, x, keys);
+    load_keys<V>(p, k, first, count, *keys, x.rows);
+    const float scale = byte_scale<V>(x.rows, count * width);
+    for (int64_t j = 0; j < count; ++j) {
+      quantise_key<V>(p, x.rows + j * width, scale, first + j, x.bytes + j * bytes_stride(p), keys);
+    }
     for (int64_t j = first + count; j < first + kPanelKeys; ++j) {
-      keys->scale[j] = 0.0f, keys->offset[j] = 0, keys->spread[j] = 0;
+      keys->scale[j] = scale, keys->offset[j] = 0, keys->spread[j] = 0;
     }
     pack_transposed<V>(reinterpret_cast<const float*>(x.bytes), bytes_stride(p) / 4, count, n,
                        reinterpret_cast<float*>(keys->bytes + first * n * 4), kPanelKeys);

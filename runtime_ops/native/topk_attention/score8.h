@@ -41,7 +41,7 @@ struct ToTile {
   int64_t stride, high_stride;
 
   GRAFT_INLINE ToTile next() const { return {to + stride, high + high_stride, stride, high_stride}; }
-  GRAFT_INLINE void put(__m512i a, __m512i c, const Row8&) const {
+  GRAFT_INLINE void put(__m512i a, __m512i c) const {
     _mm512_storeu_si512(to, a);
     _mm512_storeu_si512(to + kPack, c);
     _mm512_storeu_si512(high, _mm512_max_epi16(_mm512_loadu_si512(high), a));
@@ -52,31 +52,75 @@ struct ToTile {
 // Or one bit a key: whether its score reaches the row's guess.
 struct ToBits {
   static constexpr int64_t panels = kBitKeys / kPanelKeys;
-  uint32_t* to;
+  uint64_t* to;
   int64_t stride;
 
   GRAFT_INLINE ToBits next() const { return {to + stride, stride}; }
-  GRAFT_INLINE void put(__m512i a, __m512i c, const Row8& row) const {
-    const __m512i guess = _mm512_set1_epi16(row.guess);
-    to[0] = _mm512_cmpge_epi16_mask(a, guess);
-    to[1] = _mm512_cmpge_epi16_mask(c, guess);
-  }
 };
 
+template <bool Biased>
+GRAFT_INLINE Sums all_to_units(const Sums& sums, const float* key_scale, const float* bias, const Row8& row) {
+  return {to_units<Biased>(sums.a, key_scale, bias, row), to_units<Biased>(sums.b, key_scale + 16, bias + 16, row),
+          to_units<Biased>(sums.c, key_scale + 32, bias + 32, row),
+          to_units<Biased>(sums.d, key_scale + 48, bias + 48, row)};
+}
+
+GRAFT_INLINE void hide_unseen(const Row8& row, int64_t first, Sums* x) {
+  if (__builtin_expect(row.sight.last - first + 1 >= kPanelKeys && row.sight.first <= first, 1)) return;
+  const uint64_t visible = seen_bits(row.sight, first);
+  x->a = hide_from(x->a, visible), x->b = hide_from(x->b, visible >> 16);
+  x->c = hide_from(x->c, visible >> 32), x->d = hide_from(x->d, visible >> 48);
+}
+
+// Sums of a panel that are worth a unit, and how much less may do: scales of panels of nearly nothing would make them
+// too many for 32 bits.
+struct Worth {
+  float sums, less;
+};
+
+inline Worth worth_of(const Problem& p, float key_scale) {
+  constexpr float most_sums = 60000.0f;
+  if (key_scale * most_sums >= 1.0f) return {1.0f / key_scale, 0.0f};
+  return {most_sums, 16256.0f * static_cast<float>(p.d)};  // no sum is larger
+}
+
+// What sums begin with. Where signs are all that is asked of them, with the least sum that reaches the guess taken off.
+template <bool Biased>
+GRAFT_INLINE Sums first_sums(const Sums& offset, const Worth&, const Row8&, const ToTile&) { return offset; }
+template <bool Biased>
+GRAFT_INLINE Sums first_sums(const Sums& offset, const Worth& worth, const Row8& row, const ToBits&) {
+  if (Biased) return offset;
+  const __m512 sums = _mm512_set1_ps(worth.sums), less = _mm512_set1_ps(worth.less);
+  const __m512i least = _mm512_cvtps_epi32(_mm512_fmsub_ps(_mm512_set1_ps(row.guess), sums, less));
+  return {_mm512_sub_epi32(offset.a, least), _mm512_sub_epi32(offset.b, least), _mm512_sub_epi32(offset.c, least),
+          _mm512_sub_epi32(offset.d, least)};
+}
+
 // A panel's scores as 16 bits. Packing takes 4 keys from either vector in turn: see keys_at.
-template <bool Biased, class To>
+template <bool Biased>
 GRAFT_INLINE void store_scores(const Sums& sums, const float* key_scale, const float* bias, const Row8& row,
-                               int64_t first, const To& to) {
-  __m512i a = to_units<Biased>(sums.a, key_scale, bias, row);
-  __m512i b = to_units<Biased>(sums.b, key_scale + 16, bias + 16, row);
-  __m512i c = to_units<Biased>(sums.c, key_scale + 32, bias + 32, row);
-  __m512i d = to_units<Biased>(sums.d, key_scale + 48, bias + 48, row);
-  if (__builtin_expect(row.sight.last - first + 1 < kPanelKeys || row.sight.first > first, 0)) {
-    const uint64_t visible = seen_bits(row.sight, first);
-    a = hide_from(a, visible), b = hide_from(b, visible >> 16);
-    c = hide_from(c, visible >> 32), d = hide_from(d, visible >> 48);
+                               int64_t first, const ToTile& to) {
+  Sums x = all_to_units<Biased>(sums, key_scale, bias, row);
+  hide_unseen(row, first, &x);
+  to.put(_mm512_packs_epi32(x.a, x.b), _mm512_packs_epi32(x.c, x.d));
+}
+
+GRAFT_INLINE __m512i above_guess(__m512i units, const Row8& row) {
+  const __m512i guess = _mm512_set1_epi32(static_cast<int32_t>(row.guess));
+  return _mm512_sub_epi32(_mm512_max_epi32(units, _mm512_set1_epi32(INT32_MIN / 2)), guess);
+}
+
+template <bool Biased>
+GRAFT_INLINE void store_scores(const Sums& sums, const float* key_scale, const float* bias, const Row8& row,
+                               int64_t first, const ToBits& to) {
+  Sums x = sums;
+  if (Biased) {
+    x = all_to_units<Biased>(sums, key_scale, bias, row);
+    x = {above_guess(x.a, row), above_guess(x.b, row), above_guess(x.c, row), above_guess(x.d, row)};
   }
-  to.put(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d), row);
+  hide_unseen(row, first, &x);
+  const __m512i signs = _mm512_packs_epi16(_mm512_packs_epi32(x.a, x.b), _mm512_packs_epi32(x.c, x.d));
+  *to.to = _mm512_cmpge_epi8_mask(signs, _mm512_setzero_si512());
 }
 
 // Four channels of a query times those of a panel's keys, added up. As instructions, because GCC 12 hoists broadcasts
@@ -104,7 +148,11 @@ struct RowSums {
   Sums first;
   RowSums<RM - 1> rest;
 
-  GRAFT_INLINE void begin(const Sums& offset) { first = offset, rest.begin(offset); }
+  template <bool Biased, class To>
+  GRAFT_INLINE void begin(const Sums& offset, const Worth& worth, const Row8* row, const To& to) {
+    first = first_sums<Biased>(offset, worth, *row, to);
+    rest.template begin<Biased>(offset, worth, row + 1, to);
+  }
   GRAFT_INLINE void add(const uint8_t* query, int64_t stride, const Sums& keys) {
     add_products(query, keys, &first);
     rest.add(query + stride, stride, keys);
@@ -118,7 +166,8 @@ struct RowSums {
 
 template <>
 struct RowSums<0> {
-  GRAFT_INLINE void begin(const Sums&) {}
+  template <bool Biased, class To>
+  GRAFT_INLINE void begin(const Sums&, const Worth&, const Row8*, const To&) {}
   GRAFT_INLINE void add(const uint8_t*, int64_t, const Sums&) {}
   template <bool Biased, class To>
   GRAFT_INLINE void store(const float*, const float*, const Row8*, int64_t, const To&) const {}
@@ -126,10 +175,10 @@ struct RowSums<0> {
 
 template <int RM, bool Biased, class To>
 inline void score_rows8(const uint8_t* q, const Keys8& keys, int64_t n, int64_t first, const float* bias,
-                        const Row8* rows, const To& to) {
+                        const Worth& worth, const Row8* rows, const To& to) {
   const int8_t* panel = keys.bytes + first * n * 4;
   RowSums<RM> sums;
-  sums.begin(load_four(keys.offset + first));
+  sums.template begin<Biased>(load_four(keys.offset + first), worth, rows, to);
   for (int64_t i = 0; i < n; ++i) {
     const int8_t* keys4 = panel + i * 256;
     for (int64_t x = 0; x < 256; x += 64) _mm_prefetch(keys4 + n * 256 + x, _MM_HINT_T0);  // the next panel's
@@ -140,18 +189,18 @@ inline void score_rows8(const uint8_t* q, const Keys8& keys, int64_t n, int64_t 
 
 // Row r of the tile where it holds one bit a key, and how far it is to the next.
 inline ToBits bits_of(const Topk8Scratch& x, int64_t r) {
-  const int64_t stride = x.stride / 2;
-  return {reinterpret_cast<uint32_t*>(x.tile) + r * stride, stride};
+  const int64_t stride = x.stride / 4;
+  return {reinterpret_cast<uint64_t*>(x.tile) + r * stride, stride};
 }
 
 // Where the scores of row r and a chunk's next panel go.
 template <class To>
 inline To target_of(const Chunk& chunk, int64_t r, const Topk8Scratch& x) {
-  constexpr int64_t packs = kPanelKeys / kPack;
   if constexpr (std::is_same_v<To, ToBits>) {
     const ToBits row = bits_of(x, r);
-    return {row.to + chunk.panels * packs, row.stride};
+    return {row.to + chunk.panels, row.stride};
   } else {
+    constexpr int64_t packs = kPanelKeys / kPack;
     const int64_t width = x.groups * kPack, group = (chunk.before + chunk.panels) * packs % x.groups;
     return {x.tile + r * x.stride + chunk.panels * kPanelKeys, x.maxima + r * width + group * kPack, x.stride, width};
   }
@@ -161,8 +210,9 @@ template <bool Biased, class To, int RM = 6>
 inline void score_panel8(const Problem& p, const Keys8& keys, int64_t first, const Chunk& chunk, int64_t r,
                          int64_t end, const Topk8Scratch& x) {
   const int64_t n = quads(p);
+  const Worth worth = worth_of(p, keys.scale[first]);
   for (; r + RM <= end; r += RM) {
-    score_rows8<RM, Biased>(x.bytes + r * n * 4, keys, n, first, x.bias, x.rows + r, target_of<To>(chunk, r, x));
+    score_rows8<RM, Biased>(x.bytes + r * n * 4, keys, n, first, x.bias, worth, x.rows + r, target_of<To>(chunk, r, x));
   }
   if constexpr (RM > 1) score_panel8<Biased, To, RM / 2>(p, keys, first, chunk, r, end, x);
 }

@@ -36,7 +36,7 @@ struct Row8 {
   float base;           // what 16-bit scores leave out
   float lowest;         // of its k best
   float expected, step;  // about where it lies, before it is known, and how far off
-  int16_t guess;        // every 16-bit score from here on is listed, where that is guessed beforehand
+  float guess;          // every score from so many units on is listed, where that is guessed beforehand
   Sight sight;
 };
 

@@ -90,11 +90,12 @@ inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, co
   float* query = x.query;
   multiply<V>(unscaled, keys.widen, p.d, padded(p), query);
   uint8_t* bytes = x.bytes + r * quads(p) * 4;  // rows in turn: what is written behind this one is the next one's
-  const Bytes b = to_bytes<V>(query, padded(p), reinterpret_cast<int8_t*>(bytes));
+  const float scale = byte_scale<V>(query, padded(p));
+  const Bytes b = to_bytes<V>(query, padded(p), scale, reinterpret_cast<int8_t*>(bytes));
   if (L::unsigned_queries) add_128(bytes, padded(p));
   row.error = b.error;
   row.length = b.length;
-  const float unit = b.scale * keys.unit;
+  const float unit = scale * keys.unit;
   row.unit = unit + range.depth / kRange8 + 1e-30f;
   row.scale = unit / row.unit;
   row.bias_unit = 1.0f / row.unit;

@@ -6,6 +6,7 @@ A sample passes if its error is at most twice that of plain fp32 numpy, both aga
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ if kernels.library_path() is None:
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 ROWS = [row for row in kernels.kernels() if row["op"] == "TopKAttention"]
 ISAS = [row["isa"] for row in ROWS if row["usable"]]
+IN_8_BITS = [row["isa"] for row in ROWS if row["usable"] and row["limits"]["min_keys"]]  # score so first, where it pays
 LOWEST = float(np.finfo(np.float32).min)
 INF = float("inf")
 
@@ -458,24 +460,24 @@ def test_selection_on_hard_data(isa: str, name: str, k_top: int) -> None:
     assert np.abs(out - golden)[clear].max() <= allowed
 
 
-@pytest.mark.skipif("avx512vnni" not in ISAS, reason="this processor has no kernel that scores in 8 bits")
-def test_guesses_hold_where_rows_are_alike() -> None:
+@pytest.mark.parametrize("isa", IN_8_BITS)
+def test_guesses_hold_where_rows_are_alike(isa: str) -> None:
     before = kernels.topk_proofs()
-    run(HARD["many queries, blocks of eight"] | {"k_top": 16}, isa="avx512vnni")
+    run(HARD["many queries, blocks of eight"] | {"k_top": 16}, isa=isa)
     after = kernels.topk_proofs()
     assert after["blocks"] - before["blocks"] == 259
     assert after["widened"] - before["widened"] < 10  # single rows of 12,400
     assert after["in_fp32"] == before["in_fp32"]
 
 
-@pytest.mark.skipif("avx512vnni" not in ISAS, reason="this processor has no kernel that scores in 8 bits")
-def test_proofs_are_counted() -> None:
+@pytest.mark.parametrize("isa", IN_8_BITS)
+def test_proofs_are_counted(isa: str) -> None:
     blocks = kernels.topk_proofs()
-    run(tensors(**WIDE) | {"k_top": 64}, isa="avx512vnni")
+    run(tensors(**WIDE) | {"k_top": 64}, isa=isa)
     proved = kernels.topk_proofs()
     sample = tensors(**WIDE) | {"k_top": 64}
     sample["k"][0, 0, 7, 7] = INF  # no error bound is finite
-    run(sample, isa="avx512vnni")
+    run(sample, isa=isa)
     unproved = kernels.topk_proofs()
     assert proved["blocks"] - blocks["blocks"] == 2  # of 48 rows
     assert proved["in_fp32"] == blocks["in_fp32"]
@@ -570,6 +572,10 @@ REFUSED: dict[str, tuple[Callable[[], Array], str]] = {
         r"past_length got shape \[4\]",
     ),
     "isa": (lambda: run({"q": Q, "k": K, "v": K, "isa": "mmx"}), "isa got mmx, allowed scalar, avx2"),
+    "isa of another processor": (
+        lambda: run({"q": Q, "k": K, "v": K, "isa": "neon" if platform.machine() == "x86_64" else "avx2"}),
+        "isa got .*, allowed scalar.* on this processor",
+    ),
 }
 
 
@@ -592,7 +598,7 @@ def test_rows_are_complete_and_ranked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cap", "message"), [("scalar", ""), ("avx2", ""), ("mmx", "GRAFT_ISA: got mmx, allowed scalar")]
+    ("cap", "message"), [("scalar", ""), ("avx2", ""), ("avxvnni", ""), ("mmx", "GRAFT_ISA: got mmx, allowed scalar")]
 )
 def test_environment_caps_the_instruction_set(cap: str, message: str) -> None:
     code = "import numpy as np; from runtime_ops import kernels as k; x = np.ones((1, 1, 2, 4), np.float32)\n"

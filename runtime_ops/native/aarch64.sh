@@ -16,4 +16,4 @@ cmake --build "$build" --parallel 2 >/dev/null
 "$compiler" -std=c++17 -O2 "$root/runtime_ops/native/check_samples.cc" -I "$root/runtime_ops/native" \
   -L "$build" -lruntime_ops -Wl,-rpath,"$build" -o "$build/check_samples"
 (cd "$root/tests" && PYTHONPATH="$root:$root/tests" "$python" native_samples.py "$build/samples")
-"$qemu" -L "${SYSROOT:-/usr/aarch64-linux-gnu}" "$build/check_samples" "$build/samples" scalar neon
+"$qemu" -L "${SYSROOT:-/usr/aarch64-linux-gnu}" "$build/check_samples" "$build/samples" scalar neon neondotprod

@@ -31,7 +31,7 @@ const typename Op::Row* best_row(const Problem& p, std::string* error) {
   if (!allowed_isa(&isa, error)) return nullptr;
   const typename Op::Row* best = nullptr;
   for (const auto& row : Op::rows()) {
-    if (row.isa > isa || Op::refusal(row, p) != nullptr || !Op::pays(row, p)) continue;
+    if (row.isa > isa || !offers(row.isa) || Op::refusal(row, p) != nullptr || !Op::pays(row, p)) continue;
     if (best == nullptr || row.rank > best->rank) best = &row;
   }
   return best;
@@ -45,8 +45,8 @@ const typename Op::Row* forced_row(const Problem& p, const char* name, std::stri
     *error = got + ", allowed " + isa_names();
     return nullptr;
   }
-  if (isa > detected_isa()) {
-    *error = got + ", allowed up to " + isa_name(detected_isa()) + " on this processor";
+  if (!offers(isa)) {
+    *error = got + ", allowed " + offered_isas() + " on this processor";
     return nullptr;
   }
   for (const auto& row : Op::rows()) {
@@ -106,11 +106,11 @@ template <class Op>
 std::string rows_json() {
   std::string text;
   for (const auto& row : Op::rows()) {
-    const bool usable = row.isa <= detected_isa();
+    const bool usable = offers(row.isa);
     text += std::string(",{\"op\":\"") + Op::name + "\",\"name\":\"" + row.name + "\",\"isa\":\"" + isa_name(row.isa);
     text += "\",\"dtypes\":[\"float32\",\"float16\",\"bfloat16\"],\"limits\":{" + Op::limits(row) + "},\"rank\":";
     text += std::to_string(row.rank) + ",\"usable\":" + (usable ? "true" : "false") + ",\"reason\":\"";
-    if (!usable) text += std::string("this processor offers ") + isa_name(detected_isa());
+    if (!usable) text += "this processor offers only " + offered_isas();
     text += "\"}";
   }
   return text;

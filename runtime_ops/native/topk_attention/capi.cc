@@ -41,11 +41,15 @@ struct TopKAttention {
   static const auto& rows() {
     static constexpr Row table[] = {
 #if defined(__x86_64__)
-        {"topk_attention_avx512vnni", Isa::avx512vnni, {}, {1024, 64}, 3, topk_attention_avx512vnni},
+        {"topk_attention_avx512vnni", Isa::avx512vnni, {}, {1024, 64}, 4, topk_attention_avx512vnni},
         {"topk_attention_avx512", Isa::avx512, kAnything, {}, 2, topk_attention_avx512},
+#if defined(GRAFT_AVXVNNI)
+        {"topk_attention_avxvnni", Isa::avxvnni, {}, {512, 64}, 3, topk_attention_avxvnni},
+#endif
         {"topk_attention_avx2", Isa::avx2, kAnything, {}, 1, topk_attention_avx2},
 #endif
 #if defined(__aarch64__)
+        {"topk_attention_neondotprod", Isa::neondotprod, {}, {1024, 64}, 2, topk_attention_neondotprod},
         {"topk_attention_neon", Isa::neon, kAnything, {}, 1, topk_attention_neon},
 #endif
         {"topk_attention_scalar", Isa::scalar, kAnything, {}, 0, topk_attention_scalar},

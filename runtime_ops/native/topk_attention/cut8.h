@@ -4,6 +4,7 @@
 #define GRAFT_CUT8_H_
 
 #include "pick8.h"
+#include "rescore8.h"
 
 namespace graft {
 namespace {
@@ -101,21 +102,6 @@ inline void keep_from(float level, Candidates* c) {
   }
   c->count = kept;
   pad<Avx512>(c);
-}
-
-// Of the candidates that score `level`, leaves the `ties` first keys.
-inline void drop_ties(float level, int64_t ties, Candidates* c) {
-  int64_t low = -1, high = INT32_MAX;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    int64_t count = 0;
-    for (int64_t i = 0; i < c->count; ++i) count += c->scores[i] == level && id_at(*c, i) <= middle;
-    if (count >= ties) high = middle;
-    else low = middle;
-  }
-  for (int64_t i = 0; i < c->count; ++i) {
-    if (c->scores[i] == level && id_at(*c, i) > high) c->scores[i] = -kInf;
-  }
 }
 
 inline float lowest(const float* x, int64_t n) {

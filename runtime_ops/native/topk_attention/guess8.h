@@ -4,7 +4,7 @@
 #ifndef GRAFT_GUESS8_H_
 #define GRAFT_GUESS8_H_
 
-#include "rescore8.h"
+#include "search8.h"
 
 namespace graft {
 namespace {
@@ -53,6 +53,7 @@ inline void expect(const Habit& habit, int64_t k, Row8* row) {
 }
 
 // Lists what exceeds the guesses. False where there is no room for it.
+template <class L>
 inline bool list_guessed(const Search8& s, const Habit& habit, float top) {
   const Topk8Scratch& x = s.x;
   for (int64_t r = 0; r < s.k.rows; ++r) {
@@ -60,11 +61,8 @@ inline bool list_guessed(const Search8& s, const Habit& habit, float top) {
     x.found[r].level = static_cast<int>(x.rows[r].guess);
   }
   for (int64_t first = s.walk.at / kPanelKeys * kPanelKeys; first < s.walk.end;) {
-    const Chunk chunk = score_chunk<ToBits>(s.p, s.keys, s.walk, top, s.k.rows, 0, &first, x);
-    for (int64_t r = 0; r < s.k.rows; r += kRowsAtOnce) {
-      const ToBits bits = bits_of(x, r);
-      if (!list_few(s, chunk, {reinterpret_cast<const uint32_t*>(bits.to), 2 * bits.stride, false}, r, least(r + kRowsAtOnce, s.k.rows))) return false;
-    }
+    const Chunk chunk = score_chunk<L, typename L::ToBits>(s, top, 0, &first);
+    if (!L::list_bits(s, chunk)) return false;
   }
   for (int64_t r = 0; r < s.k.rows; ++r) {
     x.rows[r].best.count = x.found[r].count;

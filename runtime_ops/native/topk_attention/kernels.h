@@ -15,9 +15,11 @@ extern Proofs g_proofs;
 
 const char* topk_attention_scalar(const Problem& p);
 const char* topk_attention_avx2(const Problem& p);
+const char* topk_attention_avxvnni(const Problem& p);
 const char* topk_attention_avx512(const Problem& p);
 const char* topk_attention_avx512vnni(const Problem& p);
 const char* topk_attention_neon(const Problem& p);
+const char* topk_attention_neondotprod(const Problem& p);
 
 }  // namespace graft
 

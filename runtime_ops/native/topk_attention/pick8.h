@@ -11,20 +11,6 @@ namespace {
 
 inline __m512i load_pack(const int16_t* from) { return _mm512_loadu_si512(from); }
 
-// Groups of keys, in vectors: enough that the k-th largest of their maxima lies near the k-th largest score.
-inline int64_t group_packs(int64_t k, int64_t packs) {
-  return least(packs, round_up(ceil_div(2 * k, kPack), kPacksAtOnce));
-}
-
-// The level that k of n numbers reach, and at most k / 16 more; where ties forbid that, the highest that k reach; kHidden
-// where there are not k. above(levels, counts) counts, and a good guess saves most of that.
-template <class Above>
-inline int reached_by(Above above, int64_t n, int64_t k, int guess) {
-  const int64_t step = most(1, guess / 16);  // about two thirds and four thirds of k, in a Gaussian
-  const Count found = search_level(above, k, k / 16, {kHidden - 1, n}, {-kHidden, 0}, {guess - 1, step});
-  return static_cast<int>(found.above >= k ? found.level + 1 : found.level);
-}
-
 // By the groups' maxima.
 inline int find_level(const int16_t* x, int64_t packs, int64_t k, int guess) {
   const auto above = [&](const int64_t* levels, int64_t* counts) {

@@ -17,7 +17,7 @@ constexpr int64_t kPanelKeys = 64;
 struct Keys8 {
   int8_t* bytes;    // [t / 64][d / 4][64][4], padded with zeros
   float* scale;     // [t], such that scale * (a query's bytes . a key's bytes) fits 16 bits; a panel's keys share it
-  int32_t* offset;  // [t], -128 * the sum of bytes: queries are stored with 128 added
+  int32_t* offset;  // [t], -128 * the sum of bytes, where queries are stored with 128 added
   uint32_t* spread;  // [t], this key's own error and norm, rounded up to bf16: high and low half
   float *mean, *narrow, *widen;  // [d], padded
   float unit;

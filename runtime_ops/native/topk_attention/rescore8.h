@@ -1,58 +1,59 @@
-// Candidates of a row scored again in fp32, and as few of them as the error bounds allow.
+// Candidates of a row scored again in fp32.
 #ifndef GRAFT_RESCORE8_H_
 #define GRAFT_RESCORE8_H_
 
 #include "copied.h"
-#include "pick8.h"
+#include "search8.h"
 
 namespace graft {
 namespace {
 
-// Lane i of every quarter is the sum of x[i]'s quarter.
-inline __m512 add_quarters(const __m512* x) {
-  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
-}
+constexpr int64_t kAhead = 16;   // candidates; rows of k are anywhere in memory, so they are asked for ahead
+constexpr int64_t kLinked = 32;  // ids behind a row's last candidate
 
-// The sums of eight vectors' lanes.
-inline __m256 reduce8(const __m512* x) {
-  const __m512 a = add_quarters(x), b = add_quarters(x + 4);
-  const __m512 c = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  return _mm512_castps512_ps256(
-      _mm512_add_ps(_mm512_shuffle_f32x4(c, c, 0x88), _mm512_shuffle_f32x4(c, c, 0xdd)));
+// Behind the ids of each row's candidates, those of the next row: see dot_all.
+template <class V>
+inline void link_rows(const Search8& s) {
+  for (int64_t r = 0; r < s.k.rows; ++r) {
+    const Candidates &row = s.x.rows[r].best, &next = s.x.rows[least(r + 1, s.k.rows - 1)].best;
+    const float last = row.count > 0 ? row.ids[row.count - 1] : 0.0f;
+    for (int64_t i = 0; i < kLinked; i += V::lanes) {
+      const typename V::F ids = next.count >= i + V::lanes ? V::load(next.ids + i) : V::set1(last);
+      V::store(row.ids + row.count + i, ids);
+    }
+  }
 }
 
 constexpr int kDots = 8;
 
-// q.key for some keys. D is d where it is known beforehand, else 0.
-template <int32_t Dtype, int64_t D>
-inline __m256 dots(const float* q, const void* const* keys, int64_t any_d) {
+// to[x] = q.keys[x]. D is d where it is known beforehand, else 0.
+template <class L, int32_t Dtype, int64_t D>
+inline void dot_some(const float* q, const void* const* keys, int64_t any_d, float* to) {
+  using V = typename L::V;
   const int64_t d = D > 0 ? D : any_d;
-  __m512 sum[kDots];
+  typename V::F sum[kDots];
 #pragma GCC unroll 8
-  for (int x = 0; x < kDots; ++x) sum[x] = _mm512_setzero_ps();
+  for (int x = 0; x < kDots; ++x) sum[x] = V::set1(0.0f);
   int64_t i = 0;
 #pragma GCC unroll 8
-  for (; i + 16 <= d; i += 16) {
-    const __m512 query = Avx512::load(q + i);
+  for (; i + V::lanes <= d; i += V::lanes) {
+    const typename V::F query = V::load(q + i);
 #pragma GCC unroll 8
-    for (int x = 0; x < kDots; ++x) sum[x] = _mm512_fmadd_ps(query, widen<Avx512>(keys[x], Dtype, i), sum[x]);
+    for (int x = 0; x < kDots; ++x) sum[x] = V::fma(query, widen<V>(keys[x], Dtype, i), sum[x]);
   }
-  if (i == d) return reduce8(sum);
+  L::store_sums(sum, to);
+  if (i == d) return;
   float rest[kDots] = {};
   for (; i < d; ++i) {
     for (int x = 0; x < kDots; ++x) rest[x] += q[i] * widen1(keys[x], Dtype, i);
   }
-  return _mm256_add_ps(reduce8(sum), _mm256_loadu_ps(rest));
+  for (int x = 0; x < kDots; ++x) to[x] += rest[x];
 }
 
-constexpr int64_t kAhead = 16;   // rows of k are anywhere in memory, so they are asked for ahead
-constexpr int64_t kLinked = 32;  // ids behind a row's last candidate
-
-// Scores of the candidates. Behind the last one, ids tell what is needed next.
-template <int32_t Dtype, int64_t D = 0>
-inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t any_d, Candidates* c) {
+// Scores of the candidates. Behind the last one, ids tell what is needed next. Not inlined, because among other code the
+// sums would not stay in registers.
+template <class L, int32_t Dtype, int64_t D = 0>
+[[gnu::noinline]] void dot_all(const void* keys, int64_t stride, const float* q, int64_t any_d, Candidates* c) {
   const int64_t d = D > 0 ? D : any_d;
   for (int64_t i = 0; i < c->count; i += kDots) {
     const void* some[kDots];
@@ -61,136 +62,34 @@ inline void dot_all(const void* keys, int64_t stride, const float* q, int64_t an
       some[x] = element(keys, Dtype, id_at(*c, i + x) * stride);
       ask_for(element(keys, Dtype, id_at(*c, i + x + kAhead) * stride), d * element_size(Dtype));
     }
-    _mm256_storeu_ps(c->scores + i, dots<Dtype, D>(q, some, d));
+    dot_some<L, Dtype, D>(q, some, d, c->scores + i);
   }
 }
 
+template <class L>
 inline void score_again(const Problem& p, const Block& k, const Walk& walk, const float* query, Candidates* c) {
   const graft_tensor& x = p.args.k;
   const void* keys = head_data(k, x);
-  if (x.dtype == GRAFT_F32 && p.d == 64) dot_all<GRAFT_F32, 64>(keys, x.strides[2], query, p.d, c);
-  else if (x.dtype == GRAFT_F32) dot_all<GRAFT_F32>(keys, x.strides[2], query, p.d, c);
-  if (x.dtype == GRAFT_F16) dot_all<GRAFT_F16>(keys, x.strides[2], query, p.d, c);
-  if (x.dtype == GRAFT_BF16) dot_all<GRAFT_BF16>(keys, x.strides[2], query, p.d, c);
+  if (x.dtype == GRAFT_F32 && p.d == 64) dot_all<L, GRAFT_F32, 64>(keys, x.strides[2], query, p.d, c);
+  else if (x.dtype == GRAFT_F32) dot_all<L, GRAFT_F32>(keys, x.strides[2], query, p.d, c);
+  if (x.dtype == GRAFT_F16) dot_all<L, GRAFT_F16>(keys, x.strides[2], query, p.d, c);
+  if (x.dtype == GRAFT_BF16) dot_all<L, GRAFT_BF16>(keys, x.strides[2], query, p.d, c);
   for (int64_t i = 0; walk.bias != nullptr && i < c->count; ++i) c->scores[i] += walk.bias[id_at(*c, i)];
 }
 
-// The lowest 16-bit score that is listed where k keys reach `reached`. Both may be wrong by the row's error bound, so
-// at a `reach` of 2 no key below it can be among the k best; nearly always less is enough, which `proved` tells.
-inline int level_below(const Row8& row, int reached, float reach) {
-  const float level = __builtin_floorf(static_cast<float>(reached) - reach * row.bound * row.bias_unit);
-  return level > static_cast<float>(kHidden) ? static_cast<int>(level) : kHidden + 1;
-}
-
-struct Search8 {
-  const Problem& p;
-  const Block& k;
-  const Keys8& keys;
-  const Walk& walk;
-  const Topk8Scratch& x;
-  float reach;
-};
-
-// A row's level, in norms of its query, is a good guess for the next row.
-inline void guess_level(const Search8& s, int64_t r) {
-  if (r == 0) return;
-  const Row8 &row = s.x.rows[r], &last = s.x.rows[r - 1];
-  const float ratio = row.length * row.bias_unit / (last.length * last.bias_unit);
-  const float guess = static_cast<float>(s.x.found[r - 1].reached) * ratio;
-  s.x.found[r].reached = guess > -3e4f && guess < 3e4f ? static_cast<int>(guess) : 0;
-}
-
-// Where some of what was listed can be forgotten again, or is worth it, scores are kept with it.
-inline bool several_tiles(const Search8& s) { return s.walk.end - s.walk.at / kPanelKeys * kPanelKeys > kTileKeys; }
-inline bool too_many(int64_t listed, int64_t k) { return listed > 2 * k; }
-
-// One bit a key, for some rows.
-struct Bits {
-  const uint32_t* data;
-  int64_t stride;
-  bool tile;  // the keys' scores are at hand
-};
-
-// Lists the keys whose bits are set, for rows `first` .. `end` - 1. False where there is no room.
-inline bool list_few(const Search8& s, const Chunk& chunk, const Bits& bits, int64_t first, int64_t end) {
-  const Topk8Scratch& x = s.x;
-  for (int64_t r = first; r < end; ++r) {
-    const int64_t i = r - first;
-    x.found[r].hits = find_hits(bits.data + i * bits.stride, chunk.packs, x.hits + i * x.hit_room);
-    if (x.found[r].hits > x.room) return false;
+// Of the candidates that score `level`, leaves the `ties` first keys.
+inline void drop_ties(float level, int64_t ties, Candidates* c) {
+  int64_t low = -1, high = INT32_MAX;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    int64_t count = 0;
+    for (int64_t i = 0; i < c->count; ++i) count += c->scores[i] == level && id_at(*c, i) <= middle;
+    if (count >= ties) high = middle;
+    else low = middle;
   }
-  int32_t* to = x.places;
-  for (int64_t r = first; r < end; ++r) {
-    Found& f = x.found[r];
-    f.listed = list_hits(f.hits, x.hits + (r - first) * x.hit_room, to);
-    if (bits.tile && f.count > x.room / 2) drop_below(level_below(x.rows[r], f.reached, s.reach), &f);
-    if (f.count + f.listed > x.room) return false;
-    to += f.listed;
+  for (int64_t i = 0; i < c->count; ++i) {
+    if (c->scores[i] == level && id_at(*c, i) > high) c->scores[i] = -kInf;
   }
-  to = x.places;
-  for (int64_t r = first; r < end; ++r) {
-    Found& f = x.found[r];
-    const bool scored = bits.tile && (several_tiles(s) || too_many(f.listed, s.p.top_k));
-    keep_listed(to, bits.tile, scored ? x.tile + r * x.stride : nullptr, chunk, x.starts, &f);
-    to += f.listed;
-  }
-  return true;
-}
-
-// Lists what rows `first` .. `end` - 1 can need of a tile. False where there is no room.
-inline bool find_few(const Search8& s, const Chunk& chunk, int64_t first, int64_t end) {
-  const Topk8Scratch& x = s.x;
-  const int64_t packs = x.stride / kPack;
-  for (int64_t r = first; r < end; ++r) {
-    Found& f = x.found[r];
-    guess_level(s, r);
-    f.reached = find_level(x.maxima + r * x.groups * kPack, x.groups, s.p.top_k, f.reached);
-    const int level = level_below(x.rows[r], f.reached, s.reach);
-    find_masks(x.tile + r * x.stride, chunk.packs, level, x.masks + (r - first) * packs);
-  }
-  return list_few(s, chunk, {x.masks, packs, true}, first, end);
-}
-
-// A few rows at a time: what was just written in pieces cannot be read in other pieces at once, so every step is taken
-// for all of them before the next one; and their scores stay in the first cache.
-inline bool find_tile(const Search8& s, const Chunk& chunk) {
-  for (int64_t r = 0; r < s.k.rows; r += kRowsAtOnce) {
-    if (!find_few(s, chunk, r, least(r + kRowsAtOnce, s.k.rows))) return false;
-  }
-  return true;
-}
-
-// Leaves the candidates: of what all tiles listed, what the last one's level leaves; where this is much, what the level
-// of all that is listed and the keys' own error bounds leave.
-inline void end_list(const Search8& s, int64_t k, Row8* row, Found* f) {
-  const bool many = too_many(f->count, k);
-  if (many) f->reached = raise_level(*f, k, f->reached);
-  f->level = level_below(*row, f->reached, s.reach);
-  if (many && f->level > kHidden + 1) {
-    drop_impossible(s.keys, *row, row->unit * static_cast<float>(f->level) + row->bound, f);
-  } else if (several_tiles(s)) {
-    drop_below(f->level, f);
-  }
-  row->best.count = f->count;
-  row->step = 0.2f * s.reach * row->bound;  // groups with more than one of the best keys let the level fall behind
-  row->expected = row->base + row->unit * static_cast<float>(f->reached) + 2.5f * row->step;
-}
-
-// Behind the ids of each row's candidates, those of the next row: see dot_all.
-inline void link_rows(const Search8& s) {
-  for (int64_t r = 0; r < s.k.rows; ++r) {
-    const Candidates &row = s.x.rows[r].best, &next = s.x.rows[least(r + 1, s.k.rows - 1)].best;
-    const float last = row.count > 0 ? row.ids[row.count - 1] : 0.0f;
-    for (int64_t i = 0; i < kLinked; i += 16) {
-      const __m512 ids = next.count >= i + 16 ? Avx512::load(next.ids + i) : Avx512::set1(last);
-      Avx512::store(row.ids + row.count + i, ids);
-    }
-  }
-}
-
-// Whether no key that is not listed can be among the k best.
-inline bool proved(const Row8& row, const Found& f) {
-  return f.level == kHidden + 1 || (row.lowest - row.base - row.bound) * row.bias_unit >= static_cast<float>(f.level);
 }
 
 }  // namespace

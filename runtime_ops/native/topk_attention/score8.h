@@ -5,67 +5,14 @@
 
 #include <type_traits>
 
-#include "quantised.h"
-#include "topk.h"
+#include "search8.h"
 
 namespace graft {
 namespace {
 
-constexpr int64_t kTileKeys = 4096;   // scored before rows list what they may need: a tile stays in the second cache
-constexpr int64_t kBitKeys = 65536;   // the same where one bit a key is kept
 constexpr int64_t kRowsAtOnce = 2;
-constexpr int64_t kPack = 32;         // 16-bit scores in a vector
-constexpr int64_t kPacksAtOnce = 8;   // a row's packs are padded to a multiple of this
-constexpr int16_t kHidden = -32768;
-
-struct Row8 {
-  Candidates best;  // in fp32; its ids are what the row has found
-  float scale, unit;
-  float bias_unit;      // 1 / unit
-  float length, error;  // of the query: its norm, and that of what its bytes miss
-  float slack;          // what fp32 and 16 bits may round: part of every key's error bound
-  float bound;          // no key's score is further off, slack included
-  float base;           // what 16-bit scores leave out
-  float lowest;         // of its k best
-  float expected, step;  // about where it lies, before it is known, and how far off
-  float guess;          // every score from so many units on is listed, where that is guessed beforehand
-  Sight sight;
-};
-
-// What a row has found so far: keys that can be among its k best, and their 16-bit scores.
-struct Found {
-  int32_t *ids, *scores;  // the latter as long as tiles are scored
-  int64_t count;
-  int reached;  // k keys reach it; kHidden before there are as many
-  int level;    // every score from here on is listed
-  int64_t hits, listed;  // in the tile in use: see pick8.h
-};
-
-struct Topk8Scratch {
-  float *queries, *query, *out, *pool, *bias, *mean;
-  uint8_t* bytes;   // queries, 128 added
-  int16_t* tile;    // scores, or one bit a key: [rows][stride]
-  int64_t stride;
-  int16_t* maxima;  // of groups of keys: [rows][groups][kPack]
-  int64_t groups;
-  int32_t* starts;  // of the tile's panels: their first keys
-  uint32_t *masks, *hits;  // [kRowsAtOnce][packs], [kRowsAtOnce][hit_room]
-  int64_t hit_room;
-  int32_t* places;         // of these rows' hits in the tile
-  int64_t room;     // for what a row finds
-  Found* found;     // [rows]
-  int32_t* lists;   // theirs
-  Row8* rows;
-};
 
 #define GRAFT_INLINE __attribute__((always_inline)) inline
-
-// Panels of the tile in use.
-struct Chunk {
-  int64_t before;  // panels of earlier tiles
-  int64_t panels, packs;
-  bool adjoining;  // no panel was left out between the first and the last
-};
 
 // A panel's sums for one row. Members, not arrays: GCC 12 keeps the elements of an array in memory, or copies them.
 struct Sums {
@@ -83,20 +30,13 @@ GRAFT_INLINE __m512i to_units(__m512i sum, const float* key_scale, const float* 
   return _mm512_cvtps_epi32(score);
 }
 
-// Bit i: key first + i is in sight.
-inline uint64_t seen_bits(const Sight& sight, int64_t first) {
-  const int64_t before = sight.first - first, seen = sight.last - first + 1;
-  const uint64_t low = before <= 0 ? ~uint64_t{0} : before >= kPanelKeys ? 0 : ~uint64_t{0} << before;
-  const uint64_t high = seen <= 0 ? 0 : seen >= kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << seen) - 1;
-  return low & high;
-}
-
 GRAFT_INLINE __m512i hide_from(__m512i scores, uint64_t visible) {
   return _mm512_mask_mov_epi32(_mm512_set1_epi32(INT32_MIN), static_cast<__mmask16>(visible), scores);
 }
 
 // Where the scores of a row go: as they are, and into the maxima of their groups so far.
 struct ToTile {
+  static constexpr int64_t panels = kTileKeys / kPanelKeys;
   int16_t *to, *high;
   int64_t stride, high_stride;
 
@@ -111,6 +51,7 @@ struct ToTile {
 
 // Or one bit a key: whether its score reaches the row's guess.
 struct ToBits {
+  static constexpr int64_t panels = kBitKeys / kPanelKeys;
   uint64_t* to;
   int64_t stride;
 
@@ -276,23 +217,6 @@ inline void score_panel8(const Problem& p, const Keys8& keys, int64_t first, con
   if constexpr (RM > 1) score_panel8<Biased, To, RM / 2>(p, keys, first, chunk, r, end, x);
 }
 
-// The panel's bias below `top`: -inf where no row of the block needs the key. False if that is everywhere.
-inline bool load_panel_bias(const Walk& walk, int64_t first, float top, float* to) {
-  bool any = false;
-  for (int64_t x = 0; x < kPanelKeys; ++x) {
-    const int64_t j = first + x;
-    float bias = j >= walk.end ? -kInf : walk.bias[j];
-    if (bias < walk.floor) bias = -kInf;
-    any = any || bias != -kInf;
-    to[x] = bias - top;
-  }
-  return any;
-}
-
-inline void hide(int16_t* scores, int64_t packs) {
-  for (int64_t i = 0; i < packs; ++i) _mm512_storeu_si512(scores + i * kPack, _mm512_set1_epi16(kHidden));
-}
-
 // Nothing is found in the last packs of a chunk, which are there for the sake of whole vectors.
 template <class To>
 inline void clear_rest(const Chunk& chunk, int64_t used, int64_t rows, const Topk8Scratch& x) {
@@ -302,26 +226,6 @@ inline void clear_rest(const Chunk& chunk, int64_t used, int64_t rows, const Top
     if constexpr (std::is_same_v<To, ToBits>) memset(row + used * 2, 0, static_cast<size_t>(rest) * sizeof(uint32_t));
     else hide(row + used * kPack, rest);
   }
-}
-
-// Scores panels from *first on until the tile is full or no keys are left.
-template <class To>
-inline Chunk score_chunk(const Problem& p, const Keys8& keys, const Walk& walk, float top, int64_t rows,
-                         int64_t before, int64_t* first, const Topk8Scratch& x) {
-  constexpr int64_t most_panels = (std::is_same_v<To, ToBits> ? kBitKeys : kTileKeys) / kPanelKeys;
-  Chunk chunk{before, 0, 0, true};
-  for (; *first < walk.end && chunk.panels < most_panels; *first += kPanelKeys) {
-    if (walk.bias != nullptr && !load_panel_bias(walk, *first, top, x.bias)) continue;
-    x.starts[chunk.panels] = static_cast<int32_t>(*first);
-    if (walk.bias != nullptr) score_panel8<true, To>(p, keys, *first, chunk, 0, rows, x);
-    else score_panel8<false, To>(p, keys, *first, chunk, 0, rows, x);
-    ++chunk.panels;
-  }
-  const int64_t used = chunk.panels * (kPanelKeys / kPack);
-  chunk.packs = round_up(used, kPacksAtOnce);
-  clear_rest<To>(chunk, used, rows, x);
-  if (chunk.panels > 0) chunk.adjoining = x.starts[chunk.panels - 1] - x.starts[0] == (chunk.panels - 1) * kPanelKeys;
-  return chunk;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Top-k attention that scores in 8-bit integers (AVX-512 VNNI) and proves that it loses nothing.
+// Top-k attention that scores in 8-bit integers and proves that it loses nothing.
 //
 // With q = q8 + dq and k = k8 + dk, |q.k - q8.k8| <= |q| |dk| + |dq| |k8| = E. Keys whose 8-bit scores lie a little more
 // than E below a level that k of them reach are scored in fp32, and the k best of these are all there are, if the lowest
@@ -7,9 +7,9 @@
 #ifndef GRAFT_TOPK8_H_
 #define GRAFT_TOPK8_H_
 
-#include "kernels.h"
-#include "cut8.h"
 #include "guess8.h"
+#include "kernels.h"
+#include "rescore8.h"
 
 namespace graft {
 namespace {
@@ -33,6 +33,7 @@ inline int64_t tile_stride(const Problem& p) {
 
 inline int64_t topk8_rows(const Problem& p) { return least<int64_t>(p.rows, 60); }  // a multiple of score_rows8's
 
+template <class L>
 inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows, Arena* arena) {
   Topk8Scratch x;
   x.queries = arena->take<float>(rows * p.d);
@@ -47,14 +48,11 @@ inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows
   x.groups = group_packs(s.k, round_up(ceil_div(p.t, kPack), kPacksAtOnce));
   x.maxima = arena->take<int16_t>(rows * x.groups * kPack);
   x.starts = arena->take<int32_t>(ceil_div(least(p.t, kBitKeys), kPanelKeys) + 1);
-  x.masks = arena->take<uint32_t>(kRowsAtOnce * (x.stride / kPack));
-  x.hit_room = 2 * round_up(ceil_div(least(p.t, kBitKeys), kPack) + 2, kPacksAtOnce) + 16;
-  x.hits = arena->take<uint32_t>(kRowsAtOnce * x.hit_room);
   x.room = s.capacity;
-  x.places = arena->take<int32_t>(kRowsAtOnce * 16 * x.room + 16);
   x.found = arena->take<Found>(rows);
   x.lists = arena->take<int32_t>(rows * 2 * list_stride(s));
   x.rows = arena->take<Row8>(rows);
+  L::cut_places(p, arena, &x);
   return x;
 }
 
@@ -78,33 +76,34 @@ inline BiasRange range_of(const Walk& walk) {
 
 inline void add_128(uint8_t* bytes, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
-    __m128i* at = reinterpret_cast<__m128i*>(bytes + i);
-    _mm_storeu_si128(at, _mm_xor_si128(_mm_loadu_si128(at), _mm_set1_epi8(-128)));
+    for (int64_t x = i; x < i + 16; ++x) bytes[x] ^= 128;
   }
 }
 
 // False where no error bound can be given: something is infinite or NaN.
+template <class L>
 inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, const Keys8& keys,
                        const BiasRange& range, int64_t r, const Topk8Scratch& x) {
+  using V = typename L::V;
   Row8& row = x.rows[r];
   const float* unscaled = x.queries + r * p.d;
   float* query = x.query;
-  multiply<Avx512>(unscaled, keys.widen, p.d, padded(p), query);
+  multiply<V>(unscaled, keys.widen, p.d, padded(p), query);
   uint8_t* bytes = x.bytes + r * quads(p) * 4;  // rows in turn: what is written behind this one is the next one's
-  const float scale = byte_scale<Avx512>(query, padded(p));
-  const Bytes b = to_bytes<Avx512>(query, padded(p), scale, reinterpret_cast<int8_t*>(bytes));
-  add_128(bytes, padded(p));
+  const float scale = byte_scale<V>(query, padded(p));
+  const Bytes b = to_bytes<V>(query, padded(p), scale, reinterpret_cast<int8_t*>(bytes));
+  if (L::unsigned_queries) add_128(bytes, padded(p));
   row.error = b.error;
   row.length = b.length;
   const float unit = scale * keys.unit;
   row.unit = unit + range.depth / kRange8 + 1e-30f;
   row.scale = unit / row.unit;
   row.bias_unit = 1.0f / row.unit;
-  // Rounding: of fp32 sums over lanes of d / 16 terms, in scores and bounds; of biases; and to 16 bits.
-  const float lane = 1.2e-7f * static_cast<float>(p.d / 16 + 16);
+  // Rounding: of fp32 sums over lanes of d / V::lanes terms, in scores and bounds; of biases; and to 16 bits.
+  const float lane = 1.2e-7f * static_cast<float>(p.d / V::lanes + 16);
   row.slack = lane * row.length * (keys.norm + keys.error + keys.mean_norm) + range.rounding + 0.75f * row.unit;
   row.bound = 1.001f * (row.length * keys.error + row.error * keys.norm) + row.slack + row.unit;
-  row.base = range.top + dot<Avx512>(unscaled, keys.mean, p.d);
+  row.base = range.top + dot<V>(unscaled, keys.mean, p.d);
   const int64_t stride = list_stride(job.selection);
   int32_t* found = x.lists + r * 2 * stride;
   row.best = {x.pool + r * stride, reinterpret_cast<float*>(found), 0, -kInf};
@@ -114,40 +113,43 @@ inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, co
 }
 
 // Everything that reads scores; false where there is no room for what is found.
+template <class L>
 inline bool find_rows(const Search8& s, float top) {
   hide(s.x.maxima, s.k.rows * s.x.groups);
   for (int64_t first = s.walk.at / kPanelKeys * kPanelKeys, before = 0; first < s.walk.end;) {
-    const Chunk chunk = score_chunk<ToTile>(s.p, s.keys, s.walk, top, s.k.rows, before, &first, s.x);
+    const Chunk chunk = score_chunk<L, typename L::ToTile>(s, top, before, &first);
     before += chunk.panels;
-    if (!find_tile(s, chunk)) return false;
+    if (!L::find_tile(s, chunk)) return false;
   }
-  for (int64_t r = 0; r < s.k.rows; ++r) end_list(s, s.p.top_k, &s.x.rows[r], &s.x.found[r]);
+  for (int64_t r = 0; r < s.k.rows; ++r) end_list<L>(s, s.p.top_k, &s.x.rows[r], &s.x.found[r]);
   return true;
 }
 
 // Cuts a row's scored candidates back to the k best; false where these are not proved.
+template <class L>
 inline bool end_row8(const Search8& s, Row8* row, const Found& f) {
-  row->lowest = cut_exactly(s.p.top_k, row->expected, row->step, &row->best);
+  row->lowest = L::cut_exactly(s.p.top_k, row->expected, row->step, &row->best);
   return proved(*row, f);
 }
 
 // What reads keys and values, which are on their way for one row while another is worked on. Returns the rows that are
 // not proved, as bits.
+template <class L>
 inline uint64_t end_rows(const Search8& s) {
   const Topk8Scratch& x = s.x;
-  link_rows(s);
-  for (int64_t r = 0; r < s.k.rows; ++r) score_again(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
+  link_rows<typename L::V>(s);
+  for (int64_t r = 0; r < s.k.rows; ++r) score_again<L>(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
   const Block next{s.k.b, s.k.g, s.k.head, most<int64_t>(0, s.k.first - s.k.rows), s.k.rows};
   uint64_t left = 0;
   for (int64_t r = 0; r < s.k.rows; ++r) {
     ask_for(row_of(s.p, s.k, s.p.args.out, r), s.p.e * element_size(s.p.args.out.dtype));
     ask_for(row_of(s.p, next, s.p.args.q, r), s.p.d * element_size(s.p.args.q.dtype));
-    if (!end_row8(s, &x.rows[r], x.found[r])) left |= uint64_t{1} << r;
+    if (!end_row8<L>(s, &x.rows[r], x.found[r])) left |= uint64_t{1} << r;
   }
-  link_rows(s);
+  link_rows<typename L::V>(s);
   Mean mean{x.mean, false};
   for (int64_t r = 0; r < s.k.rows; ++r) {
-    if (!is_left(left, r)) write_row<Avx512>(s.p, s.k, r, &x.rows[r].best, x.out, &mean);
+    if (!is_left(left, r)) write_row<typename L::V>(s.p, s.k, r, &x.rows[r].best, x.out, &mean);
   }
   return left;
 }
@@ -157,23 +159,25 @@ enum class Way { guessed, near, wide, in_fp32 };
 
 // One block in 8 bits. Returns the rows that are not done: those that are not proved, or all, where no error bound can be
 // given or no room is left.
+template <class L>
 inline uint64_t try_block(const Topk8Job& job, const Block& k, Way way, Habit* habit, void* space) {
+  using V = typename L::V;
   const Problem& p = *job.exact.p;
   const uint64_t all = ~uint64_t{0} >> (64 - k.rows);
   Arena arena(space);
-  const Topk8Scratch x = cut_topk8(p, job.selection, job.block_rows, &arena);
-  load_queries<Avx512>(p, k, x.queries);
+  const Topk8Scratch x = cut_topk8<L>(p, job.selection, job.block_rows, &arena);
+  load_queries<V>(p, k, x.queries);
   float bound = 0.0f;
-  if (p.key_bias_wide) bound = score_bound<Avx512>(p, k, x.queries, job.exact.key_norms);
+  if (p.key_bias_wide) bound = score_bound<V>(p, k, x.queries, job.exact.key_norms);
   const Walk walk = walk_keys(p, k, bound);
   const Keys8& keys = job.keys[k.b * p.g + k.g - job.first];
   const BiasRange range = range_of(walk);
   for (int64_t r = 0; r < k.rows; ++r) {
-    if (!begin_row8(p, k, job, keys, range, r, x)) return all;
+    if (!begin_row8<L>(p, k, job, keys, range, r, x)) return all;
   }
   const Search8 search{p, k, keys, walk, x, way == Way::wide ? 2.0f : 1.2f};
-  if (!(way == Way::guessed ? list_guessed(search, *habit, range.top) : find_rows(search, range.top))) return all;
-  const uint64_t left = end_rows(search);
+  if (!(way == Way::guessed ? list_guessed<L>(search, *habit, range.top) : find_rows<L>(search, range.top))) return all;
+  const uint64_t left = end_rows<L>(search);
   learn(x, k, p.top_k, left, habit);
   return left;
 }
@@ -181,33 +185,35 @@ inline uint64_t try_block(const Topk8Job& job, const Block& k, Way way, Habit* h
 inline void count_one(int64_t* counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
 
 // Tries one way after another, until all rows are done: with a block, or with single rows where few are left.
+template <class L>
 inline void topk8_rows(const Topk8Job& job, const Block& k, Way way, Habit* habit, void* space) {
   constexpr int few = 4;
   if (way == Way::wide) count_one(&g_proofs.widened);
   if (way == Way::in_fp32) {
     count_one(&g_proofs.in_fp32);
-    return topk_block<Avx512>(job.exact, k, space);
+    return topk_block<typename L::V>(job.exact, k, space);
   }
-  const uint64_t left = try_block(job, k, way, habit, space);
+  const uint64_t left = try_block<L>(job, k, way, habit, space);
   const int count = __builtin_popcountll(left);
   const Way next = static_cast<Way>(static_cast<int>(way) + 1);
   if (count > few) {
     habit->broken = true;
-    return topk8_rows(job, k, next, habit, space);
+    return topk8_rows<L>(job, k, next, habit, space);
   }
   for (int64_t r = 0; r < k.rows; ++r) {
     Habit none;
-    if (is_left(left, r)) topk8_rows(job, {k.b, k.g, k.head, k.first + r, 1}, next, &none, space);
+    if (is_left(left, r)) topk8_rows<L>(job, {k.b, k.g, k.head, k.first + r, 1}, next, &none, space);
   }
 }
 
 // Blocks `first` .. `end` - 1, which have the key head in common.
+template <class L>
 inline void topk8_blocks(const Topk8Job& job, int64_t first, int64_t end, void* space) {
   Habit habit;
   for (int64_t i = first; i < end; ++i) {
     count_one(&g_proofs.blocks);
     const Way way = habit.known && !habit.broken ? Way::guessed : Way::near;
-    topk8_rows(job, block_at(*job.exact.p, job.block_rows, i), way, &habit, space);
+    topk8_rows<L>(job, block_at(*job.exact.p, job.block_rows, i), way, &habit, space);
   }
 }
 

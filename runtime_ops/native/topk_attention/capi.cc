@@ -41,7 +41,7 @@ struct TopKAttention {
   static const auto& rows() {
     static constexpr Row table[] = {
 #if defined(__x86_64__)
-        {"topk_attention_avx512vnni", Isa::avx512vnni, {}, {1024, 64}, 4, topk_attention_avx512vnni},
+        {"topk_attention_avx512vnni", Isa::avx512vnni, {}, {512, 64}, 4, topk_attention_avx512vnni},
         {"topk_attention_avx512", Isa::avx512, kAnything, {}, 2, topk_attention_avx512},
 #if defined(GRAFT_AVXVNNI)
         {"topk_attention_avxvnni", Isa::avxvnni, {}, {512, 64}, 3, topk_attention_avxvnni},

@@ -84,7 +84,7 @@ inline size_t bytes_of(const Problem& p, int64_t heads) {
 // A key head is prepared once, and used by all tasks of its queries. Few heads at a time: all of them would take a
 // quarter of K's memory or, copied, as much as K and V, and threads need no more than enough tasks to share.
 inline int64_t heads_at_once(const Problem& p) {
-  const int64_t enough = int64_t{copies(p) ? 8 : 3} << 20;
+  const int64_t enough = int64_t{copies(p) ? 10 : 4} << 20;
   return least(p.b * p.g, most<int64_t>(1, enough / static_cast<int64_t>(bytes_of(p, 1))));
 }
 

@@ -31,7 +31,16 @@ inline int64_t tile_stride(const Problem& p) {
   return round_up(least(p.t, kTileKeys), kPacksAtOnce * kPack) + kPack;
 }
 
-inline int64_t topk8_rows(const Problem& p) { return least<int64_t>(p.rows, 60); }  // a multiple of score_rows8's
+// Rows of a block: a multiple of score_rows8's, with the fullest last block, which is the first to be worked on and tells
+// others what to guess.
+inline int64_t topk8_rows(const Problem& p) {
+  int64_t best = 60, fullest = 0;
+  for (int64_t rows = best; rows >= 48; rows -= 6) {
+    const int64_t percent = ((p.rows - 1) % rows + 1) * 100 / rows;
+    if (percent > fullest) best = rows, fullest = percent;
+  }
+  return least(p.rows, best);
+}
 
 template <class L>
 inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows, Arena* arena) {

@@ -27,7 +27,7 @@ constexpr int64_t kPacksAtOnce = 8;   // a row's packs are padded to a multiple 
 constexpr int16_t kHidden = -32768;
 
 struct Row8 {
-  Candidates best;  // in fp32; its ids are what the row has found
+  Candidates best;  // in fp32; its ids are what the row has found, and its scores take the place of 16-bit ones
   float scale, unit;
   float bias_unit;      // 1 / unit
   float length, error;  // of the query: its norm, and that of what its bytes miss
@@ -50,7 +50,7 @@ struct Found {
 };
 
 struct Topk8Scratch {
-  float *queries, *query, *out, *pool, *bias, *mean;
+  float *queries, *query, *out, *bias, *mean;
   uint8_t* bytes;   // queries
   int16_t* tile;    // scores, or one bit a key: [rows][stride]
   int64_t stride;

@@ -49,7 +49,6 @@ inline Topk8Scratch cut_topk8(const Problem& p, const Selection& s, int64_t rows
   x.query = arena->take<float>(padded(p));
   x.out = arena->take<float>(p.e);
   x.mean = take_mean(p, arena);
-  x.pool = arena->take<float>(rows * list_stride(s));
   x.bias = arena->take<float>(kPanelKeys);
   x.bytes = arena->take<uint8_t>(rows * quads(p) * 4 + padded(p));
   x.stride = tile_stride(p);
@@ -115,7 +114,7 @@ inline bool begin_row8(const Problem& p, const Block& k, const Topk8Job& job, co
   row.base = range.top + dot<V>(unscaled, keys.mean, p.d);
   const int64_t stride = list_stride(job.selection);
   int32_t* found = x.lists + r * 2 * stride;
-  row.best = {x.pool + r * stride, reinterpret_cast<float*>(found), 0, -kInf};
+  row.best = {reinterpret_cast<float*>(found + stride), reinterpret_cast<float*>(found), 0, -kInf};
   row.sight = sight_of(p, k, r);
   x.found[r] = {found, found + stride, 0, 0, 0, 0, 0};
   return row.bound < kInf && row.bias_unit < kInf && __builtin_fabsf(row.base) < kInf;

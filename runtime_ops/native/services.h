@@ -12,7 +12,8 @@ namespace graft {
 
 void run_tasks(const graft_pool* pool, int64_t total, graft_task task, void* state);
 
-// Equal blocks of 64-byte aligned memory, as many as tasks run at one time; kept until the end of the run.
+// Equal blocks of 64-byte aligned memory, as many as tasks run at one time; theirs until the end of the run, when some of
+// it is kept for later ones.
 class Workspaces {
  public:
   explicit Workspaces(size_t bytes);

@@ -87,31 +87,14 @@ inline float mth_between(const Candidates& c, const Bracket& b, int64_t m) {
   return Avx512::count(is) == 1 ? _mm512_cvtss_f32(_mm512_maskz_compress_ps(is, x)) : __builtin_nanf("");
 }
 
-// Keeps the scores that are not below `level`.
-inline void keep_from(float level, Candidates* c) {
-  int64_t kept = 0;
-  for (int64_t i = 0; i < c->count; i += kGroup) {
-#pragma GCC unroll 4
-    for (int64_t x = i; x < i + kGroup; x += 16) {
-      const __m512 scores = Avx512::load(c->scores + x), ids = Avx512::load(c->ids + x);
-      const __mmask16 stays = _mm512_cmp_ps_mask(scores, Avx512::set1(level), _CMP_GE_OQ);
-      Avx512::compress(c->scores + kept, stays, scores);
-      Avx512::compress(c->ids + kept, stays, ids);
-      kept += Avx512::count(stays);
-    }
-  }
-  c->count = kept;
-  pad<Avx512>(c);
-}
-
 inline float lowest(const float* x, int64_t n) {
   __m512 low = _mm512_set1_ps(kInf);
   for (int64_t i = 0; i < n; i += 16) low = _mm512_mask_min_ps(low, lanes_of(n - i), low, _mm512_loadu_ps(x + i));
   return _mm512_reduce_min_ps(low);
 }
 
-// Leaves the k best; of equal ones the first, as everywhere, though candidates are in no order here. Returns the lowest of
-// them, -inf where there are not k. `guess` is about the k-th score, and `step` how far off.
+// Leaves the k best, as search_best does; returns the lowest of them, -inf where there are not k. `guess` is about the k-th
+// score, and `step` how far off.
 inline float cut_exactly(int64_t k, float guess, float step, Candidates* c) {
   for (int64_t i = 0; i < kGroup; i += 16) Avx512::store(c->scores + c->count + i, Avx512::set1(-kInf));
   if (c->count < k) return -kInf;
@@ -119,12 +102,10 @@ inline float cut_exactly(int64_t k, float guess, float step, Candidates* c) {
   const Bracket b = find_bracket(*c, k, guess, step);
   const float kth = is_small(b) ? mth_between(*c, b, k - b.above_high) : __builtin_nanf("");
   if (kth == kth) {
-    keep_from(kth, c);
+    keep_where<Avx512>([&](__m512 x) { return _mm512_cmp_ps_mask(x, Avx512::set1(kth), _CMP_GE_OQ); }, c);
     return kth;
   }
-  const Cut cut = find_cut<Avx512>(*c, k, 0);
-  if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
-  keep_above<Avx512>(cut.above < k ? below(cut.level) : cut.level, 0, c);
+  search_best<Avx512>(k, kInf, 0.0f, c);
   return lowest(c->scores, k);
 }
 

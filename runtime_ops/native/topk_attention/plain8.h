@@ -241,11 +241,7 @@ struct Plain8 {
   static float cut_exactly(int64_t k, float guess, float step, Candidates* c) {
     pad<V>(c);
     if (c->count < k) return -kInf;
-    if (c->count > k) {
-      const Cut cut = find_cut<V>(*c, k, 0, guess, step);
-      if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
-      keep_above<V>(cut.above < k ? below(cut.level) : cut.level, 0, c);
-    }
+    if (c->count > k) search_best<V>(k, guess, step, c);
     float low = kInf;
     for (int64_t i = 0; i < k; ++i) low = least(low, c->scores[i]);
     return low;

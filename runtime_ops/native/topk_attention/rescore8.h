@@ -92,6 +92,15 @@ inline void drop_ties(float level, int64_t ties, Candidates* c) {
   }
 }
 
+// Leaves the k best of more than k; of equal ones the first, as everywhere, though candidates are in no order here. Where
+// to look: see find_cut.
+template <class V>
+inline void search_best(int64_t k, float guess, float step, Candidates* c) {
+  const Cut cut = find_cut<V>(*c, k, 0, guess, step);
+  if (cut.above < k) drop_ties(cut.level, k - cut.above, c);
+  keep_above<V>(cut.above < k ? below(cut.level) : cut.level, 0, c);
+}
+
 }  // namespace
 }  // namespace graft
 

@@ -147,6 +147,7 @@ inline uint64_t end_rows(const Search8& s) {
   const Topk8Scratch& x = s.x;
   link_rows<typename L::V>(s);
   for (int64_t r = 0; r < s.k.rows; ++r) score_again<L>(s.p, s.k, s.walk, x.queries + r * s.p.d, &x.rows[r].best);
+  // Later blocks have earlier rows: see block_at.
   const Block next{s.k.b, s.k.g, s.k.head, most<int64_t>(0, s.k.first - s.k.rows), s.k.rows};
   uint64_t left = 0;
   for (int64_t r = 0; r < s.k.rows; ++r) {

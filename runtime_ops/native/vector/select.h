@@ -120,27 +120,32 @@ inline Cut find_cut(const Candidates& c, int64_t k, int64_t slack, float guess =
   return {from_order(found.level), found.above};
 }
 
-// Keeps the scores above `level`, and of those equal to it the first `ties`.
-template <class V>
-inline void keep_above(float level, int64_t ties, Candidates* c) {
-  const typename V::F at = V::set1(level);
+// Keeps the candidates for whose scores stays(a vector of them) is set.
+template <class V, class Stays>
+inline void keep_where(Stays stays, Candidates* c) {
   int64_t kept = 0;
   for (int64_t i = 0; i < c->count; i += V::lanes) {
     const typename V::F score = V::load(c->scores + i), id = V::load(c->ids + i);
-    const typename V::M above = V::gt(score, at);
-    if (ties > 0) {
-      for (int64_t x = i; x < least(i + V::lanes, c->count); ++x) {
-        const float one = c->scores[x], its = c->ids[x];
-        if (one > level || (one == level && ties-- > 0)) {
-          c->scores[kept] = one;
-          memcpy(c->ids + kept++, &its, sizeof its);
-        }
-      }
-      continue;
+    const typename V::M some = stays(score);
+    V::compress(c->scores + kept, some, score);
+    V::compress(c->ids + kept, some, id);
+    kept += V::count(some);
+  }
+  c->count = kept;
+  pad<V>(c);
+}
+
+// Keeps the scores above `level`, and of those equal to it the first `ties`.
+template <class V>
+inline void keep_above(float level, int64_t ties, Candidates* c) {
+  if (ties <= 0) return keep_where<V>([&](typename V::F score) { return V::gt(score, V::set1(level)); }, c);
+  int64_t kept = 0;
+  for (int64_t i = 0; i < c->count; ++i) {
+    const float score = c->scores[i], id = c->ids[i];
+    if (score > level || (score == level && ties-- > 0)) {
+      c->scores[kept] = score;
+      memcpy(c->ids + kept++, &id, sizeof id);
     }
-    V::compress(c->scores + kept, above, score);
-    V::compress(c->ids + kept, above, id);
-    kept += V::count(above);
   }
   c->count = kept;
   pad<V>(c);
